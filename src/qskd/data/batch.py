@@ -1,0 +1,95 @@
+"""What one training step sees: images, where they are padding, and their objects.
+
+Letters used everywhere: B images, N targets of an image (padded to the most), H x W pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """The objects of B images, padded to the same number N (which may be 0).
+
+    ``counts`` is known on the host, so nobody has to ask the device how many objects there are.
+    """
+
+    labels: Tensor  # [B, N] long, class index of the data's vocabulary; 0 where padded
+    boxes: Tensor  # [B, N, 4] cxcywh, fractions of the image content; 0 where padded
+    is_object: Tensor  # [B, N] bool, False where padded
+    counts: tuple[int, ...]  # objects of each image
+
+    @classmethod
+    def from_lists(cls, labels: Sequence[Tensor], boxes: Sequence[Tensor]) -> "Targets":
+        """Pad per-image labels [N_i] and boxes [N_i, 4] to one batch."""
+        counts = tuple(len(image) for image in labels)
+        size, most = len(counts), max(counts, default=0)
+        device = labels[0].device if size else torch.device("cpu")
+        all_labels = torch.zeros(size, most, dtype=torch.long, device=device)
+        all_boxes = torch.zeros(size, most, 4, dtype=torch.float32, device=device)
+        is_object = torch.zeros(size, most, dtype=torch.bool, device=device)
+        for index, count in enumerate(counts):
+            all_labels[index, :count] = labels[index]
+            all_boxes[index, :count] = boxes[index].float()
+            is_object[index, :count] = True
+        return cls(all_labels, all_boxes, is_object, counts)
+
+    @property
+    def total(self) -> int:
+        """Objects in the whole batch."""
+        return sum(self.counts)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Targets":
+        """The same targets on another device."""
+        move = {"device": device, "non_blocking": non_blocking}
+        return Targets(
+            self.labels.to(**move), self.boxes.to(**move), self.is_object.to(**move), self.counts
+        )
+
+    def as_huggingface(self) -> list[dict[str, Tensor]]:
+        """The form that transformers' detection models take: ``class_labels`` and ``boxes`` per image."""
+        return [
+            {"class_labels": self.labels[index, :count], "boxes": self.boxes[index, :count]}
+            for index, count in enumerate(self.counts)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images of one step, before any normalisation, with their objects."""
+
+    pixels: Tensor  # [B, 3, H, W] float32 in [0, 1]; 0 in the padding (right and bottom)
+    content: Tensor  # [B, 2] long, (height, width) in pixels of the image content, without padding
+    targets: Targets
+    image_ids: tuple[int, ...]  # ids of the annotation file
+    original_sizes: tuple[tuple[int, int], ...]  # (height, width) of the image files, in pixels
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether any image has padding; asks the device once."""
+        height, width = self.pixels.shape[-2:]
+        return bool((self.content != self.content.new_tensor([height, width])).any())
+
+    def is_padding(self) -> Tensor:
+        """[B, H, W] bool, True where there is padding instead of image."""
+        height, width = self.pixels.shape[-2:]
+        rows = torch.arange(height, device=self.pixels.device) >= self.content[:, :1]  # [B, H]
+        columns = torch.arange(width, device=self.pixels.device) >= self.content[:, 1:]  # [B, W]
+        return rows[:, :, None] | columns[:, None, :]
+
+    def to(self, device: Any, non_blocking: bool = False) -> "Batch":
+        """The same batch on another device."""
+        return Batch(
+            self.pixels.to(device, non_blocking=non_blocking),
+            self.content.to(device, non_blocking=non_blocking),
+            self.targets.to(device, non_blocking=non_blocking),
+            self.image_ids,
+            self.original_sizes,
+        )
+
+    def __len__(self) -> int:
+        return self.pixels.shape[0]

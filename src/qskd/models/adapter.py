@@ -1,0 +1,153 @@
+"""What every family's adapter provides: one way to read any Hugging Face DETR.
+
+An adapter holds a model and ends, before any loss sees a tensor, all the ways in which families differ:
+stacks of (layers, batch) or (batch, layers), softmax or sigmoid heads, padded canvases, denoising queries.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from qskd.data.batch import Batch
+from qskd.models.view import DetrView
+
+
+class Need(Enum):
+    """What a loss term may ask of a teacher's or student's view."""
+
+    MEMORY = "encoder memory"
+    ATTENTION = "cross-attention"
+    PREDICTIONS = "all decoder layers' predictions"
+
+
+@dataclass(frozen=True, slots=True)
+class MatchCosts:
+    """The costs with which a model's training matches queries to objects.
+
+    kind "softmax": -p(class), after softmax (DETR); "focal": the focal cost on sigmoid probabilities.
+    """
+
+    kind: Literal["softmax", "focal"]
+    class_weight: float
+    box_weight: float  # of the L1 distance of cxcywh boxes
+    giou_weight: float
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Proposals:
+    """First-stage predictions of a two-stage model, one per memory token."""
+
+    logits: Tensor  # [B, S, C]
+    boxes: Tensor  # [B, S, 4] cxcywh, fractions of the image content
+
+
+@dataclass(frozen=True, slots=True)
+class OwnLoss:
+    """The loss a family computes by itself, normalised by the objects of this batch alone."""
+
+    total: Tensor  # scalar, already weighted
+    parts: dict[str, Tensor]  # weighted parts, detached, for the log
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One forward pass: the view, and what only the model's own training loss needs."""
+
+    view: DetrView
+    proposals: Proposals | None = None  # two-stage set-prediction families
+    own_loss: OwnLoss | None = None  # families with ``trains_with == "own"``, when targets were given
+
+
+@dataclass(frozen=True, slots=True)
+class PixelNorm:
+    """Per-channel mean and standard deviation of pixels in [0, 1]."""
+
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+class DetrAdapter(ABC):
+    """Reads one model. Subclasses, one per family, know its outputs.
+
+    Args:
+        model: a Hugging Face ``...ForObjectDetection`` of this family; it is used, never edited.
+        pixel_norm: the normalisation its image processor applies.
+        box_frame: what the model's boxes are fractions of, when an image is padded. "content" is how the original
+            DETR checkpoints and qskd train; "canvas" is how Hugging Face's processors write labels.
+    """
+
+    family: ClassVar[str]  # config.model_type
+    reads_padding: ClassVar[bool]  # whether the network takes a padding mask
+    trains_with: ClassVar[Literal["set_prediction", "own"]]
+    provides: ClassVar[frozenset[Need]]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        pixel_norm: PixelNorm | None = None,
+        box_frame: Literal["content", "canvas"] = "content",
+    ) -> None:
+        self.model = model
+        self.pixel_norm = pixel_norm or PixelNorm()
+        self.box_frame = box_frame
+
+    @property
+    @abstractmethod
+    def match_costs(self) -> MatchCosts:
+        """The costs of the model's own matcher, from its configuration."""
+
+    @property
+    @abstractmethod
+    def memory_channels(self) -> tuple[int, ...]:
+        """D of each memory level."""
+
+    @property
+    @abstractmethod
+    def strides(self) -> tuple[int, ...]:
+        """Pixels per memory cell, per level, fine to coarse."""
+
+    @property
+    @abstractmethod
+    def num_layers(self) -> int:
+        """L, the decoder layers whose predictions a view holds."""
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Class names by index, of the model's classification head."""
+        return {int(key): str(value) for key, value in self.model.config.id2label.items()}  # type: ignore[union-attr,operator]
+
+    @abstractmethod
+    def read(self, batch: Batch, *, capture_attention: bool = False, with_loss: bool = False) -> Reading:
+        """One forward pass in the model's current mode (train or eval).
+
+        Args:
+            batch: images and objects; pixels are normalised here.
+            capture_attention: make ``view.attention_mass`` available.
+            with_loss: pass the targets to families that compute their own training loss (and denoise).
+
+        Raises:
+            DataError: the batch is padded and the family's network reads no padding mask.
+        """
+
+    def normalise(self, batch: Batch) -> Tensor:
+        """[B, 3, H, W] pixels as the network expects them, exactly 0 in the padding."""
+        mean = batch.pixels.new_tensor(self.pixel_norm.mean)[:, None, None]
+        std = batch.pixels.new_tensor(self.pixel_norm.std)[:, None, None]
+        normalised = (batch.pixels - mean) / std
+        return normalised.masked_fill(batch.is_padding()[:, None], 0.0)
+
+    def to_content(self, boxes: Tensor, batch: Batch) -> Tensor:
+        """Boxes [..., B, Q, 4] in the model's frame, as fractions of the image content."""
+        if self.box_frame == "content":
+            return boxes
+        height, width = batch.pixels.shape[-2:]
+        rows, columns = batch.content.to(boxes.dtype).unbind(-1)  # [B]
+        scale = torch.stack([width / columns, height / rows], dim=-1).repeat(1, 2)  # [B, 4]
+        return boxes * scale[:, None, :]
