@@ -45,9 +45,11 @@ class Targets:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Targets":
         """The same targets on another device."""
-        move = {"device": device, "non_blocking": non_blocking}
         return Targets(
-            self.labels.to(**move), self.boxes.to(**move), self.is_object.to(**move), self.counts
+            self.labels.to(device, non_blocking=non_blocking),
+            self.boxes.to(device, non_blocking=non_blocking),
+            self.is_object.to(device, non_blocking=non_blocking),
+            self.counts,
         )
 
     def as_huggingface(self) -> list[dict[str, Tensor]]:

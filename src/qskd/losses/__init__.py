@@ -1,0 +1,1 @@
+"""The detection criterion and the distillation terms."""

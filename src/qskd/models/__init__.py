@@ -1,0 +1,1 @@
+"""Reading any Hugging Face DETR into one picture."""

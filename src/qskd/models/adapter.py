@@ -78,8 +78,8 @@ class DetrAdapter(ABC):
     Args:
         model: a Hugging Face ``...ForObjectDetection`` of this family; it is used, never edited.
         pixel_norm: the normalisation its image processor applies.
-        box_frame: what the model's boxes are fractions of, when an image is padded. "content" is how the original
-            DETR checkpoints and qskd train; "canvas" is how Hugging Face's processors write labels.
+        box_frame: what the model's boxes are fractions of, when an image is padded. "content" is how the
+            original DETR checkpoints and qskd train; "canvas" is how Hugging Face's processors write labels.
     """
 
     family: ClassVar[str]  # config.model_type

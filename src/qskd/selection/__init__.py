@@ -1,0 +1,1 @@
+"""Which queries matter: matching and Group Query Selection."""
