@@ -1,0 +1,307 @@
+"""COCO average precision, streamed: nothing accumulates but each image's few best detections.
+
+Letters: B images, Q queries, C classes, K detections kept of an image.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from math import isnan, nan
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qskd.boxes import cxcywh_to_xyxy
+from qskd.errors import DataError
+from qskd.models.view import DetrView
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_SHOWN = 5  # image ids named in an error message
+
+
+class Detections(NamedTuple):
+    """The detections of one image, best first."""
+
+    scores: Array  # [K] float32 in [0, 1]
+    labels: Array  # [K] int64, class index of the model
+    boxes: Array  # [K, 4] float32 xyxy, pixels of the original image; not clipped to it
+
+
+class EvaluatorState(NamedTuple):
+    """What one process has collected, in three arrays that travel well between processes."""
+
+    image_ids: Array  # [I] int64
+    counts: Array  # [I] int64, detections of each image
+    rows: Array  # [sum of counts, 6] float32: score, class index, xyxy
+
+
+@dataclass(frozen=True, slots=True)
+class CocoMetrics:
+    """The twelve COCO numbers in [0, 1], and AP by class; NaN where there is nothing to find."""
+
+    AP: float
+    AP50: float
+    AP75: float
+    AP_small: float
+    AP_medium: float
+    AP_large: float
+    AR1: float
+    AR10: float
+    AR100: float
+    AR_small: float
+    AR_medium: float
+    AR_large: float
+    per_class: dict[str, float]  # AP by category name, in the order of category ids
+    num_images: int
+    num_detections: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: None where undefined, since JSON knows no NaN."""
+        values = asdict(self)
+        values["per_class"] = {name: _or_none(value) for name, value in self.per_class.items()}
+        return {name: _or_none(value) for name, value in values.items()}
+
+
+def detections_of(
+    view: DetrView, original_sizes: Sequence[tuple[int, int]], top: int = 100
+) -> list[Detections]:
+    """The best detections of each image, from the last decoder layer.
+
+    Sigmoid heads may find several classes with one query: the best of all Q * C scores. Softmax heads find the
+    best class of each query, as the authors of DETR evaluate.
+
+    Args:
+        view: predictions on B images.
+        original_sizes: (height, width) of each image file, in pixels.
+        top: detections kept of each image, at most; COCO counts no more than 100.
+
+    Returns:
+        B detections; the device is asked once.
+
+    Raises:
+        ValueError: ``original_sizes`` has not one size for each image.
+    """
+    if len(original_sizes) != view.num_images:
+        raise ValueError(
+            f"{len(original_sizes)} original sizes for {view.num_images} images: give (height, width) of each."
+        )
+    last = DetrView(
+        view.logits[-1:], None if view.no_object is None else view.no_object[-1:], view.boxes[-1:], (), (), ()
+    )
+    scores = last.scores()[0]  # [B, Q, C]
+    if view.no_object is None:
+        best, index = scores.flatten(1).topk(min(top, scores[0].numel()))  # [B, K]
+        query, label = index // view.num_classes, index % view.num_classes
+    else:
+        by_query, class_of = scores.max(-1)  # [B, Q]
+        best, query = by_query.topk(min(top, view.num_queries))  # [B, K]
+        label = class_of.gather(1, query)
+    boxes = cxcywh_to_xyxy(last.boxes[0].float())  # [B, Q, 4]
+    chosen = boxes.gather(1, query[..., None].expand(-1, -1, 4))  # [B, K, 4]
+    packed = torch.cat([best[..., None], label[..., None].float(), chosen], dim=-1)  # [B, K, 6]
+    return _unpack(packed, original_sizes)
+
+
+class CocoEvaluator:
+    """Collects detections batch by batch, then answers with COCO's numbers.
+
+    Args:
+        ground_truth: a COCO dictionary with ``images``, ``annotations`` and ``categories``; it is not changed.
+        category_ids: COCO category of each class index of the model; -1 for classes the data has not, whose
+            detections are dropped.
+
+    Raises:
+        DataError: ``category_ids`` names a category the ground truth lacks.
+    """
+
+    def __init__(self, ground_truth: dict[str, Any], category_ids: Sequence[int]) -> None:
+        self._images = [{**image, "id": int(image["id"])} for image in ground_truth["images"]]
+        self._categories = list(ground_truth["categories"])
+        self._annotations = [_annotation(one, i) for i, one in enumerate(ground_truth["annotations"])]
+        self._image_ids = frozenset(image["id"] for image in self._images)
+        self._category_ids = np.asarray(category_ids, dtype=np.int64)
+        self._rows: dict[int, Array] = {}  # image id -> [K, 6] float32: score, class index, xyxy
+        known = {int(category["id"]) for category in self._categories}
+        unknown = sorted(set(self._category_ids.tolist()) - known - {-1})
+        if unknown:
+            raise DataError(
+                f"Category ids {unknown} are not among the annotation file's {sorted(known)}; use -1 for classes "
+                "that the data has not."
+            )
+
+    def add(self, image_ids: Sequence[int], detections: Sequence[Detections]) -> None:
+        """Keep the detections of some images; an image seen before keeps its first ones.
+
+        Args:
+            image_ids: ids of the annotation file.
+            detections: of each of these images, as from ``detections_of``.
+
+        Raises:
+            DataError: an image the ground truth lacks, or a score or box that is no finite number.
+            ValueError: not as many detections as images.
+        """
+        for image_id, (scores, labels, boxes) in zip(image_ids, detections, strict=True):
+            rows = np.empty((len(scores), 6), dtype=np.float32)
+            rows[:, 0], rows[:, 1], rows[:, 2:] = scores, labels, boxes
+            self._keep(int(image_id), rows)
+
+    def state(self) -> EvaluatorState:
+        """What was collected, to be sent to another process's ``merge``."""
+        counts = np.array([len(rows) for rows in self._rows.values()], dtype=np.int64)
+        rows = np.concatenate([np.empty((0, 6), np.float32), *self._rows.values()])
+        return EvaluatorState(np.array(list(self._rows), dtype=np.int64), counts, rows)
+
+    def merge(self, states: Iterable[EvaluatorState]) -> None:
+        """Take over what other processes collected; images that samplers repeated count once.
+
+        Raises:
+            DataError: as in ``add``.
+        """
+        for state in states:
+            parts = np.split(state.rows, np.cumsum(state.counts)[:-1]) if len(state.counts) else []
+            for image_id, rows in zip(state.image_ids.tolist(), parts, strict=True):
+                self._keep(image_id, rows)
+
+    def reset(self) -> None:
+        """Forget all detections, to evaluate the same images again."""
+        self._rows.clear()
+
+    def result(self, *, subset: bool = False) -> CocoMetrics:
+        """COCO's numbers over all images of the ground truth.
+
+        Args:
+            subset: evaluate only the images that were added, instead of refusing when some are missing.
+
+        Raises:
+            DataError: images of the ground truth were never added.
+        """
+        missing = sorted(self._image_ids - self._rows.keys())
+        if missing and not subset:
+            raise DataError(
+                f"{len(missing)} of {len(self._image_ids)} images were never evaluated, among them "
+                f"{missing[:_SHOWN]}. Add them, without detections if there are none, or ask for subset=True."
+            )
+        seen = sorted(self._rows)
+        found = self._found(seen)
+        precision, recall = _evaluate(self._truth(), self._results(found), seen)
+        names = [str(category["name"]) for category in sorted(self._categories, key=lambda one: one["id"])]
+        by_class = [_mean(precision[:, :, index, 0, 2]) for index in range(precision.shape[2])]
+        return CocoMetrics(
+            AP=_mean(precision[..., 0, 2]),
+            AP50=_mean(precision[0, ..., 0, 2]),
+            AP75=_mean(precision[5, ..., 0, 2]),
+            AP_small=_mean(precision[..., 1, 2]),
+            AP_medium=_mean(precision[..., 2, 2]),
+            AP_large=_mean(precision[..., 3, 2]),
+            AR1=_mean(recall[..., 0, 0]),
+            AR10=_mean(recall[..., 0, 1]),
+            AR100=_mean(recall[..., 0, 2]),
+            AR_small=_mean(recall[..., 1, 2]),
+            AR_medium=_mean(recall[..., 2, 2]),
+            AR_large=_mean(recall[..., 3, 2]),
+            per_class=dict(zip(names, by_class, strict=True)),
+            num_images=len(seen),
+            num_detections=len(found),
+        )
+
+    def _keep(self, image_id: int, rows: Array) -> None:
+        if image_id not in self._image_ids:
+            raise DataError(
+                f"Image {image_id} is not in the ground truth: evaluate on the split it was made from."
+            )
+        if not np.isfinite(rows).all():
+            raise DataError(
+                f"Image {image_id} has a score or box that is not finite: the model has diverged."
+            )
+        self._rows.setdefault(image_id, rows)
+
+    def _truth(self) -> dict[str, Any]:
+        # Shallow copies: evaluation writes an "ignore" flag into every annotation.
+        annotations = [dict(one) for one in self._annotations]
+        return {"images": self._images, "categories": self._categories, "annotations": annotations}
+
+    def _found(self, image_ids: list[int]) -> list[dict[str, Any]]:
+        """COCO result dictionaries of the detections whose class the data has."""
+        rows = [self._rows[image_id] for image_id in image_ids]
+        table = np.concatenate([np.empty((0, 6), np.float32), *rows]).astype(np.float64)
+        images = np.repeat(np.array(image_ids, dtype=np.int64), [len(one) for one in rows])
+        categories = self._category_ids[table[:, 1].astype(np.int64)]
+        keep = categories >= 0
+        table, images, categories = table[keep], images[keep], categories[keep]
+        size = table[:, 4:] - table[:, 2:4]
+        boxes = np.concatenate([table[:, 2:4], size], axis=1)  # xywh
+        columns = zip(
+            images.tolist(),
+            categories.tolist(),
+            table[:, 0].tolist(),
+            boxes.tolist(),
+            size.prod(axis=1).tolist(),
+            strict=True,
+        )
+        return [
+            {
+                "id": number,
+                "image_id": image,
+                "category_id": category,
+                "score": score,
+                "bbox": box,
+                "area": area,
+                "iscrowd": 0,
+            }
+            for number, (image, category, score, box, area) in enumerate(columns, start=1)
+        ]
+
+    def _results(self, found: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"images": self._images, "categories": self._categories, "annotations": found}
+
+
+def _evaluate(truth: dict[str, Any], found: dict[str, Any], image_ids: list[int]) -> tuple[Array, Array]:
+    """COCO's tables: precision [10 IoU, 101 recall, class, 4 area, 3 max], recall [10, class, 4, 3]; -1 undefined."""
+    # Imported here: loading the C++ evaluator takes long, and most commands never need it.
+    from faster_coco_eval.core.coco import COCO
+    from faster_coco_eval.core.faster_eval_api import COCOeval_faster
+
+    evaluation = COCOeval_faster(COCO(truth), COCO(found), iouType="bbox", print_function=_silent)
+    evaluation.params.imgIds = image_ids
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+
+
+def _annotation(annotation: dict[str, Any], position: int) -> dict[str, Any]:
+    """What evaluation reads of a ground-truth annotation."""
+    width, height = annotation["bbox"][2:]
+    return {
+        "id": position + 1,  # ids of files may repeat or be 0, which COCO's evaluation takes for "no match"
+        "image_id": int(annotation["image_id"]),
+        "category_id": int(annotation["category_id"]),
+        "bbox": annotation["bbox"],
+        "area": annotation.get("area", width * height),
+        "iscrowd": int(annotation.get("iscrowd", 0)),
+    }
+
+
+def _unpack(packed: Tensor, original_sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+    """[B, K, 6] score, class and relative xyxy, on the host and in pixels."""
+    table = packed.detach().cpu().numpy()
+    detections = []
+    for rows, (height, width) in zip(table, original_sizes, strict=True):
+        scale = np.array([width, height, width, height], dtype=np.float32)
+        detections.append(Detections(rows[:, 0], rows[:, 1].astype(np.int64), rows[:, 2:] * scale))
+    return detections
+
+
+def _mean(table: Array) -> float:
+    """Mean of the defined entries; NaN when there are none."""
+    defined = table[table > -1]
+    return float(defined.mean()) if defined.size else nan
+
+
+def _or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and isnan(value) else value
+
+
+def _silent(*_: object) -> None:
+    """Takes the messages that COCO's evaluation would print."""
