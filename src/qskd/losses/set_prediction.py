@@ -1,0 +1,212 @@
+"""The detection loss of set-prediction DETRs, all decoder layers at once.
+
+Letters: L decoder layers, B images, Q queries, C classes, N targets of an image (padded to the most), S proposals.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qskd.boxes import aligned_giou
+from qskd.data.batch import Targets
+from qskd.errors import UnsupportedFamily
+from qskd.models.adapter import MatchCosts, Proposals
+from qskd.models.view import DetrView
+from qskd.selection.assignment import match_to_targets
+
+_KIND: dict[str, Literal["softmax", "focal"]] = {
+    "detr": "softmax",
+    "conditional_detr": "focal",
+    "dab-detr": "focal",
+    "deformable_detr": "focal",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SetPredictionLoss:
+    """Class, box and GIoU loss of one-to-one matched queries, summed over decoder layers.
+
+    kind "softmax": cross-entropy over C classes and no-object, a weighted mean over all queries (DETR);
+    "focal": sigmoid focal loss summed over queries and classes, divided by the number of objects
+    (Deformable, Conditional and DAB-DETR).
+
+    Source: Carion et al. 2020, "End-to-End Object Detection with Transformers", section 3.1; Zhu et al. 2021,
+    "Deformable DETR", appendix A.3. Values equal those of ``transformers`` with ``auxiliary_loss=True`` on one
+    process; every layer of the view is trained, as in the papers, whatever ``config.auxiliary_loss`` says.
+    """
+
+    costs: MatchCosts  # with which proposals are matched; queries come matched already
+    class_weight: float = 1.0
+    box_weight: float = 5.0  # of the L1 distance of cxcywh boxes, summed over the 4 numbers
+    giou_weight: float = 2.0
+    no_object_weight: float = 0.1  # "softmax" only: weight of queries without object
+    alpha: float = 0.25  # "focal" only: weight of present classes; negative: no balancing
+    gamma: float = 2.0  # "focal" only
+
+    @property
+    def kind(self) -> Literal["softmax", "focal"]:
+        """Which classification loss, decided by the matching costs."""
+        return self.costs.kind
+
+    @classmethod
+    def from_config(cls, config: Any, *, class_weight: float = 1.0) -> "SetPredictionLoss":
+        """The loss that ``transformers`` gives a model with this configuration.
+
+        Args:
+            config: a Hugging Face configuration of a set-prediction family.
+            class_weight: transformers uses 1 whatever ``config.cls_loss_coefficient`` says; the authors of
+                Conditional, DAB and Deformable DETR trained with 2.
+
+        Raises:
+            UnsupportedFamily: ``config.model_type`` is none of the set-prediction families.
+        """
+        kind = _KIND.get(config.model_type)
+        if kind is None:
+            raise UnsupportedFamily(
+                f"No set-prediction loss for model type '{config.model_type}'. Families that have one: "
+                f"{', '.join(_KIND)}; the others compute their own loss in transformers."
+            )
+        costs = MatchCosts(
+            kind=kind,
+            class_weight=float(config.class_cost),
+            box_weight=float(config.bbox_cost),
+            giou_weight=float(config.giou_cost),
+        )
+        return cls(
+            costs=costs,
+            class_weight=class_weight,
+            box_weight=float(config.bbox_loss_coefficient),
+            giou_weight=float(config.giou_loss_coefficient),
+            no_object_weight=float(getattr(config, "eos_coefficient", 0.1)),
+            alpha=float(getattr(config, "focal_alpha", 0.25)),
+        )
+
+    def __call__(
+        self,
+        view: DetrView,
+        targets: Targets,
+        match: Tensor,
+        num_boxes: float | Tensor,
+        *,
+        num_images: float | Tensor | None = None,
+        proposals: Proposals | None = None,
+    ) -> dict[str, Tensor]:
+        """Weighted scalar parts, each summed over layers; their sum is the loss.
+
+        Args:
+            view: the student's predictions.
+            targets: the objects of the same images.
+            match: [L, B, N] long, query of each object; -1 where there is none.
+            num_boxes: what box losses (and the focal loss) are divided by, at least 1: the objects of this batch
+                on one process, else the objects of the optimiser step divided by the number of processes.
+            num_images: "softmax" only: images of the optimiser step divided by the number of processes, so that
+                summed micro-batches have the mean of the whole step; None takes the mean over this batch alone.
+            proposals: first-stage predictions of a two-stage model, trained to find objects whatever their
+                class (all labels 0), with a matching of their own.
+
+        Returns:
+            ``loss_class``, ``loss_box``, ``loss_giou``; with proposals also ``proposal_class``, ``proposal_box``,
+            ``proposal_giou``. Each carries gradient to logits and boxes also when there is no object at all.
+        """
+        parts = self._parts(view, targets, match, num_boxes, num_images)
+        losses = {f"loss_{name}": part for name, part in parts.items()}
+        if proposals is not None:
+            stage = _proposal_view(proposals)
+            objects = Targets(
+                torch.zeros_like(targets.labels), targets.boxes, targets.is_object, targets.counts
+            )
+            stage_match = match_to_targets(stage, objects, self.costs)
+            parts = self._parts(stage, objects, stage_match, num_boxes, num_images)
+            losses |= {f"proposal_{name}": part for name, part in parts.items()}
+        return losses
+
+    def _parts(
+        self,
+        view: DetrView,
+        targets: Targets,
+        match: Tensor,
+        num_boxes: float | Tensor,
+        num_images: float | Tensor | None,
+    ) -> dict[str, Tensor]:
+        with torch.autocast(view.logits.device.type, enabled=False):
+            is_pair = match >= 0  # [L, B, N]
+            query = match.clamp(min=0)  # unmatched objects read query 0, then are masked out
+            if view.no_object is None:
+                class_loss = self._focal(view.logits, targets.labels, query, is_pair) / num_boxes
+            else:
+                class_loss = self._cross_entropy(
+                    view.logits, view.no_object, targets.labels, query, is_pair, num_boxes, num_images
+                )
+            box_loss, giou_loss = _box_losses(view.boxes, targets.boxes, query, is_pair)
+            return {
+                "class": self.class_weight * class_loss,
+                "box": self.box_weight * box_loss / num_boxes,
+                "giou": self.giou_weight * giou_loss / num_boxes,
+            }
+
+    def _focal(self, logits: Tensor, labels: Tensor, query: Tensor, is_pair: Tensor) -> Tensor:
+        """Focal loss summed over layers, images, queries and classes.
+
+        Every class of every query counts as absent; the pairs, few, are then corrected.
+        """
+        present, absent = (self.alpha, 1.0 - self.alpha) if self.alpha >= 0 else (1.0, 1.0)
+        hit = _class_logits(logits, labels, query).float()  # [L, B, N]
+        correction = present * _focal_term(-hit, self.gamma) - absent * _focal_term(hit, self.gamma)
+        return absent * _focal_term(logits.float(), self.gamma).sum() + (correction * is_pair).sum()
+
+    def _cross_entropy(
+        self,
+        logits: Tensor,
+        no_object: Tensor,
+        labels: Tensor,
+        query: Tensor,
+        is_pair: Tensor,
+        num_boxes: float | Tensor,
+        num_images: float | Tensor | None,
+    ) -> Tensor:
+        """Weighted mean cross-entropy of each layer's queries, summed over layers.
+
+        Every query counts as one without object; the pairs, few, are then corrected.
+        """
+        background = no_object.float()  # [L, B, Q]
+        evidence = torch.logaddexp(
+            logits.float().logsumexp(-1), background
+        )  # [L, B, Q] log of the normaliser
+        empty = self.no_object_weight * (evidence - background)  # [L, B, Q]
+        hit = _class_logits(logits, labels, query).float()  # [L, B, N]
+        correction = (evidence.gather(2, query) - hit - empty.gather(2, query)) * is_pair
+        total = empty.sum((1, 2)) + correction.sum((1, 2))  # [L]
+        _, images, queries = background.shape
+        if num_images is None:
+            matched: Tensor | float = is_pair.sum((1, 2))  # [L]
+        else:
+            images, matched = num_images, num_boxes
+        weight = self.no_object_weight * images * queries + (1.0 - self.no_object_weight) * matched
+        return (total / weight).sum()
+
+
+def _focal_term(logits: Tensor, gamma: float) -> Tensor:
+    """p^gamma * -log(1 - p) of an absent class with logit p = sigmoid(logits); of a present one at -logits."""
+    return logits.sigmoid().pow(gamma) * functional.softplus(logits)
+
+
+def _class_logits(logits: Tensor, labels: Tensor, query: Tensor) -> Tensor:
+    """[L, B, N] the logit of each object's class at its query [L, B, N]."""
+    classes = logits.shape[-1]
+    return logits.flatten(2).gather(2, query * classes + labels)
+
+
+def _box_losses(boxes: Tensor, targets: Tensor, query: Tensor, is_pair: Tensor) -> tuple[Tensor, Tensor]:
+    """L1 and 1 - GIoU of the pairs, summed: two scalars."""
+    predicted = boxes.gather(2, query[..., None].expand(*query.shape, 4)).float()  # [L, B, N, 4]
+    wanted = targets.float().expand_as(predicted)
+    distance = (predicted - wanted).abs().sum(-1)  # [L, B, N]
+    return (distance * is_pair).sum(), ((1.0 - aligned_giou(predicted, wanted)) * is_pair).sum()
+
+
+def _proposal_view(proposals: Proposals) -> DetrView:
+    """Proposals as a decoder of one layer whose queries are the memory tokens."""
+    return DetrView(proposals.logits[None], None, proposals.boxes[None], (), (), ())
