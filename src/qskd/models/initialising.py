@@ -1,0 +1,137 @@
+"""Random weights a detector can be trained from.
+
+Building a Hugging Face DETR from its configuration draws weights that its checkpoints overwrite at once: linear
+layers with a standard deviation of 0.01 or 0.02, RT-DETR's batch-norm scales around 0 (its encoder then
+answers 1e-7 everywhere), backbones frozen at random values. Here the layers are drawn as in the papers' own code.
+"""
+
+import math
+import re
+
+import torch
+from torch import Tensor, nn
+
+_CLASS_HEAD = re.compile(r"(class_embed(\.\d+)?|class_labels_classifier|enc_score_head)$")
+_BOX_HEAD = re.compile(r"(bbox_embed(\.\d+)?|bbox_predictor|enc_bbox_head)\.layers\.\d+$")
+_BACKBONE = re.compile(r"(^|\.)backbone\.")
+_DEFORMABLE_ATTENTION = re.compile(r"MultiscaleDeformableAttention$")
+_SOFTMAX_FAMILIES = frozenset({"detr"})
+_PRIOR = 0.01  # probability of every class before training, as in the focal loss paper
+
+
+class TrainableBatchNorm2d(nn.BatchNorm2d):
+    """A batch norm that takes the place of a frozen one, under the same state names.
+
+    It counts no batches, so what it saves loads into the frozen layer of the plain Hugging Face model.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__(num_features, eps=eps)
+        self.num_batches_tracked = None
+
+    def _load_from_state_dict(self, *args: object) -> None:  # type: ignore[override]
+        # The parent would invent a batch counter for states that were saved without metadata.
+        nn.Module._load_from_state_dict(self, *args)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def initialise_detector(model: nn.Module) -> None:
+    """Draw every layer outside the backbone anew, as the family's original code does.
+
+    Args:
+        model: a Hugging Face DETR for detection; changed in place. Random numbers come from torch's global
+            generator.
+
+    Source: the published code of each family. Linear layers and 1x1 projections of Deformable DETR are Xavier
+    uniform, other convolutions and the norms PyTorch's defaults, queries N(0, 1), the last layer of box heads 0
+    (not DETR's, whose queries would be alike), class biases log(p / (1 - p)) with p = 0.01 for sigmoid heads.
+    Departure: RT-DETR's linear layers are Xavier as well, where its code leaves PyTorch's default, and Deformable
+    DETR's box heads all start with quarter-size boxes.
+    """
+    family = str(model.config.model_type)  # type: ignore[union-attr]
+    kept: set[int] = set()  # deformable attention is drawn well by Hugging Face
+    for name, module in model.named_modules():
+        if _BACKBONE.search(f"{name}."):
+            continue
+        if _DEFORMABLE_ATTENTION.search(type(module).__name__):
+            kept.update(map(id, module.modules()))
+        if id(module) not in kept:
+            _draw(module, xavier_convolutions=family == "deformable_detr")
+    if family != "detr":
+        _zero_box_heads(model, family)
+    if family not in _SOFTMAX_FAMILIES:
+        _fill_class_priors(model)
+
+
+def _draw(module: nn.Module, *, xavier_convolutions: bool) -> None:
+    if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and xavier_convolutions):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif (isinstance(module, nn.Embedding) and "PositionEmbedding" not in type(module).__name__) or isinstance(module, (nn.Conv1d, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.PReLU)):
+        module.reset_parameters()
+
+
+def _zero_box_heads(model: nn.Module, family: str) -> None:
+    last: dict[str, nn.Linear] = {}  # the last layer of every head comes last in the order of names
+    for name, module in model.named_modules(remove_duplicate=False):
+        if _BOX_HEAD.search(name) and isinstance(module, nn.Linear):
+            last[name.rpartition(".")[0]] = module
+    for layer in last.values():
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        if family == "deformable_detr":
+            layer.bias[2:] = -2.0
+
+
+def _fill_class_priors(model: nn.Module) -> None:
+    for name, module in model.named_modules(remove_duplicate=False):
+        if _CLASS_HEAD.search(name) and isinstance(module, nn.Linear):
+            nn.init.constant_(module.bias, class_bias())
+
+
+def class_bias() -> float:
+    """The bias of a sigmoid class head before training: log(p / (1 - p)) with p = 0.01."""
+    return math.log(_PRIOR / (1.0 - _PRIOR))
+
+
+def backbone_of(model: nn.Module) -> nn.Module:
+    """The convolutional backbone of a Hugging Face DETR, whatever the wrapping of its family."""
+    backbone: nn.Module = model.model.backbone  # type: ignore[union-attr,assignment]
+    encoder = getattr(backbone, "conv_encoder", backbone)  # DAB-DETR wraps once more
+    return encoder.model  # type: ignore[return-value]
+
+
+def thaw_backbone(model: nn.Module) -> None:
+    """Let a backbone with random weights learn: train its parameters, and its batch norms as such.
+
+    Hugging Face's DETRs replace the backbone's batch norms by frozen ones and freeze a ResNet's first stages
+    (of a Hugging Face ResNet: every stage). Both are right only for pretrained weights.
+
+    Args:
+        model: changed in place; its configuration and the names of its state stay as they were.
+    """
+    backbone = backbone_of(model)
+    for module in list(backbone.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__.endswith("FrozenBatchNorm2d"):
+                setattr(module, name, _trainable(child))
+    backbone.requires_grad_(True)
+
+
+def _trainable(frozen: nn.Module) -> TrainableBatchNorm2d:
+    weight: Tensor = frozen.weight  # type: ignore[assignment]
+    norm = TrainableBatchNorm2d(weight.numel()).to(device=weight.device, dtype=weight.dtype)
+    norm.load_state_dict(frozen.state_dict())
+    return norm.train(frozen.training)
+
+
+def unfreeze_later_stages(model: nn.Module) -> None:
+    """Train all but the stem and the first stage of a pretrained Hugging Face ResNet, as DETR's code does.
+
+    Hugging Face means to, but looks for ``stage.1`` where its ResNet says ``stages.1``, and so freezes it all.
+    """
+    backbone = backbone_of(model)
+    for name, parameter in backbone.named_parameters():
+        if re.search(r"\bstages\.[1-9]\d*\.", name):
+            parameter.requires_grad_(True)

@@ -1,0 +1,234 @@
+"""From a hub id, a folder or a configuration to an adapter."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig
+
+from qskd.errors import CheckpointError, ConfigError
+from qskd.models.adapter import DetrAdapter
+from qskd.models.families import adapter_class
+from qskd.models.initialising import initialise_detector, thaw_backbone
+from qskd.models.processors import default_pixel_norm, pixel_norm_of
+
+BoxFrame = Literal["content", "canvas"]
+
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",  # read by transformers with weights_only=True
+    "pytorch_model.bin.index.json",
+)
+_SHOWN = 5  # names listed in an error
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    box_frame: BoxFrame = "content",
+    trust_remote_code: bool = False,
+    dtype: torch.dtype | None = None,
+) -> DetrAdapter:
+    """A trained detector, complete or not at all.
+
+    Args:
+        name_or_path: a folder with ``config.json`` and weights, or a hub id such as ``PekingU/rtdetr_r18vd``.
+        box_frame: what the model's boxes are fractions of, see ``DetrAdapter``.
+        trust_remote_code: let a hub repository bring its own model code.
+        dtype: of the weights; float32 when None, whatever the checkpoint holds.
+
+    Raises:
+        CheckpointError: nothing usable is there, or a weight of the model is absent or of another shape.
+        UnsupportedFamily: no adapter reads this kind of model.
+    """
+    source = _checked_source(name_or_path)
+    config = _read_config(source, trust_remote_code)
+    family = adapter_class(config.model_type)
+    try:
+        model, info = AutoModelForObjectDetection.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype or torch.float32,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ImportError, ValueError) as error:
+        raise _unloadable(source, error) from error
+    _check_complete(source, info)
+    return family(model, pixel_norm=pixel_norm_of(source, config.model_type), box_frame=box_frame)
+
+
+def _checked_source(name_or_path: str | Path) -> str:
+    path = Path(name_or_path).expanduser()
+    if not path.exists() and not _looks_like_path(name_or_path):
+        return str(name_or_path)
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise CheckpointError(
+            f"{path} {what}. Give a folder with config.json and model.safetensors, or a hub id."
+        )
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{path} holds no config.json. Give a folder written by save_pretrained.")
+    if not any((path / name).is_file() for name in _WEIGHT_FILES):
+        raise CheckpointError(
+            f"{path} holds no weights: looked for {', '.join(_WEIGHT_FILES)}. "
+            "Give a folder written by save_pretrained; a lone configuration goes to new_model."
+        )
+    return str(path)
+
+
+def _looks_like_path(name: str | Path) -> bool:
+    text = str(name)
+    return isinstance(name, Path) or text.startswith((".", "/", "~")) or (text.count("/") != 1 and "/" in text)
+
+
+def _read_config(source: str, trust_remote_code: bool) -> Any:
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _unloadable(source, error) from error
+
+
+def _unloadable(source: str, error: Exception) -> CheckpointError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(source).is_dir():
+        return CheckpointError(f"The model in {source} cannot be loaded: {reason}")
+    return CheckpointError(
+        f"'{source}' is no folder here, and as a hub id it cannot be loaded: {reason} "
+        "Without a network, download it elsewhere (`hf download ID --local-dir FOLDER`) and give that folder."
+    )
+
+
+def _check_complete(source: str, info: Mapping[str, Any]) -> None:
+    missing = sorted(name for name in info["missing_keys"] if not name.endswith("num_batches_tracked"))
+    reshaped = sorted(str(entry[0]) for entry in info["mismatched_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{source} lacks {len(missing)} weights, which would stay random: {_first(missing)}. "
+            "Its config.json describes another model than its weights."
+        )
+    if reshaped:
+        raise CheckpointError(
+            f"{source} holds {len(reshaped)} weights of another shape than its config.json: {_first(reshaped)}."
+        )
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+
+
+def new_model(
+    config: PreTrainedConfig | Mapping[str, Any] | str | Path,
+    class_names: Sequence[str],
+    *,
+    box_frame: BoxFrame = "content",
+) -> DetrAdapter:
+    """A detector with random weights, ready to be trained from scratch. Nothing is downloaded.
+
+    The backbone is random too: it learns whole, with batch norms that are not frozen. Random numbers come
+    from torch's global generator.
+
+    Args:
+        config: a configuration, its fields (with ``model_type``), or a JSON file of them.
+        class_names: the classes to predict, in the order of their indices.
+        box_frame: what the model's boxes are to be fractions of, see ``DetrAdapter``.
+
+    Raises:
+        ConfigError: the configuration is no detector's, or no classes are given.
+        UnsupportedFamily: no adapter reads this kind of model.
+    """
+    settled = config_with_classes(_as_config(config), class_names)
+    family = adapter_class(settled.model_type)
+    if hasattr(settled, "freeze_backbone_batch_norms"):
+        settled.freeze_backbone_batch_norms = False
+    model = build(settled)
+    initialise_detector(model)
+    thaw_backbone(model)
+    return family(model, pixel_norm=default_pixel_norm(settled.model_type), box_frame=box_frame)
+
+
+def build(config: Any) -> nn.Module:
+    """A model with random float32 weights from its configuration, in evaluation mode as ``from_pretrained``'s.
+
+    Raises:
+        ConfigError: the family refuses the configuration.
+    """
+    try:
+        model: nn.Module = AutoModelForObjectDetection.from_config(config, dtype=torch.float32)
+    except (ValueError, TypeError, RuntimeError, ImportError, IndexError, ZeroDivisionError) as error:
+        raise ConfigError(f"No {config.model_type} can be built from this configuration: {error}") from error
+    return model.eval()
+
+
+def config_with_classes(config: Any, class_names: Sequence[str]) -> Any:
+    """A copy of a configuration that names its classes, 0 to C - 1.
+
+    Raises:
+        ConfigError: no class names.
+    """
+    if not class_names:
+        raise ConfigError("A detector needs at least one class; no class names were given.")
+    settled = type(config).from_dict(config.to_dict())
+    settled.id2label = dict(enumerate(class_names))
+    settled.label2id = {name: index for index, name in enumerate(class_names)}
+    return settled
+
+
+def _as_config(config: PreTrainedConfig | Mapping[str, Any] | str | Path) -> Any:
+    if isinstance(config, PreTrainedConfig):
+        return config
+    if isinstance(config, Mapping):
+        return _from_fields(dict(config), "the configuration")
+    path = Path(config).expanduser()
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise ConfigError(f"{path} is no file. Give a JSON file with the fields of a model configuration.")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is no JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ConfigError(
+            f"{path} holds a {type(fields).__name__}, expected an object of configuration fields."
+        )
+    return _from_fields(fields, str(path))
+
+
+def _from_fields(fields: dict[str, Any], origin: str) -> Any:
+    model_type = fields.pop("model_type", None)
+    if model_type is None:
+        raise ConfigError(f'{origin} has no model_type, for example "model_type": "rt_detr".')
+    adapter_class(model_type)  # refuses unknown families before transformers does
+    if "use_pretrained_backbone" in fields:
+        fields["use_pretrained_backbone"] = False
+    try:
+        return AutoConfig.for_model(model_type, **fields)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{origin} is no valid {model_type} configuration: {error}") from error
+
+
+def as_teacher(adapter: DetrAdapter) -> DetrAdapter:
+    """The same adapter, its model frozen: evaluation mode, no gradients."""
+    adapter.model.eval()
+    adapter.model.requires_grad_(False)
+    return adapter
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names, types, shapes and bytes of a model's state, in the order of names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        value = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def same_model(a: DetrAdapter, b: DetrAdapter) -> bool:
+    """Whether two models hold the same weights, bit by bit."""
+    return weights_fingerprint(a.model) == weights_fingerprint(b.model)

@@ -1,0 +1,162 @@
+"""What stands beside a model's weights: pixel normalisation, image processor, model card."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from qskd.errors import CheckpointError
+from qskd.models.adapter import DetrAdapter, PixelNorm
+
+IMAGENET = PixelNorm(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+_DEFAULT_NORM: dict[str, PixelNorm] = {"rt_detr": PixelNorm()}  # all others: ImageNet's
+_PROCESSORS: dict[str, str] = {
+    "conditional_detr": "ConditionalDetrImageProcessor",
+    "dab-detr": "ConditionalDetrImageProcessor",  # the one its published checkpoints name
+    "deformable_detr": "DeformableDetrImageProcessor",
+    "detr": "DetrImageProcessor",
+    "rt_detr": "RTDetrImageProcessor",
+}
+_NORM_FILE = "preprocessor_config.json"
+ImageSize = int | tuple[int, int]
+"""A square's side, or (shortest edge, longest edge) in pixels with the aspect ratio kept."""
+
+
+def default_pixel_norm(model_type: str) -> PixelNorm:
+    """The normalisation a family's published checkpoints use: ImageNet's, or none for RT-DETR."""
+    return _DEFAULT_NORM.get(model_type, IMAGENET)
+
+
+def pixel_norm_of(name_or_path: str | Path, model_type: str) -> PixelNorm:
+    """The normalisation a checkpoint's image processor applies.
+
+    Args:
+        name_or_path: a local folder or a hub id.
+        model_type: the family, for checkpoints without ``preprocessor_config.json``.
+
+    Raises:
+        CheckpointError: the processor keeps pixels in [0, 255], which qskd does not.
+    """
+    found = _processor_file(name_or_path)
+    if found is None:
+        return default_pixel_norm(model_type)
+    settings: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
+    if not settings.get("do_rescale", True):
+        raise CheckpointError(
+            f"{found} says do_rescale: false, so the model takes pixels in [0, 255]; qskd feeds pixels in [0, 1]. "
+            "Use a checkpoint whose image processor rescales."
+        )
+    return _norm_from(settings, model_type)
+
+
+def _norm_from(settings: Mapping[str, Any], model_type: str) -> PixelNorm:
+    """Settings of an image processor as a PixelNorm; what they leave out is the family's default."""
+    default = default_pixel_norm(model_type)
+    if not settings.get("do_normalize", default != PixelNorm()):
+        return PixelNorm()
+    mean = settings.get("image_mean") or IMAGENET.mean
+    std = settings.get("image_std") or IMAGENET.std
+    return PixelNorm(mean=_three(mean), std=_three(std))
+
+
+def _three(values: float | list[float] | tuple[float, ...]) -> tuple[float, float, float]:
+    if isinstance(values, (int, float)):
+        return (float(values),) * 3
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _processor_file(name_or_path: str | Path) -> Path | None:
+    if Path(name_or_path).is_dir():
+        path = Path(name_or_path) / _NORM_FILE
+        return path if path.is_file() else None
+    cached = transformers.utils.cached_file(
+        str(name_or_path),
+        _NORM_FILE,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return Path(cached) if cached else None
+
+
+def image_processor_of(adapter: DetrAdapter, size: ImageSize) -> Any:
+    """The family's Hugging Face image processor, doing what qskd did in training.
+
+    Args:
+        adapter: its pixel normalisation is the processor's.
+        size: the side of a square, or (shortest edge, longest edge).
+    """
+    processor = getattr(transformers, _PROCESSORS[adapter.family])
+    return processor(
+        do_resize=True,
+        size=_size(size),
+        do_rescale=True,
+        do_normalize=adapter.pixel_norm != PixelNorm(),
+        image_mean=list(adapter.pixel_norm.mean),
+        image_std=list(adapter.pixel_norm.std),
+        do_pad=not isinstance(size, int),
+    )
+
+
+def _size(size: ImageSize) -> dict[str, int]:
+    if isinstance(size, int):
+        return {"height": size, "width": size}
+    shortest, longest = size
+    return {"shortest_edge": shortest, "longest_edge": longest}
+
+
+def save_model(adapter: DetrAdapter, folder: str | Path, *, size: ImageSize, extra_card: str = "") -> Path:
+    """Write a folder that ``from_pretrained`` loads: safetensors, image processor, model card.
+
+    Args:
+        adapter: the model to write.
+        folder: made when it is not there; files of the same names are overwritten.
+        size: the image size the model was trained for, see ``ImageSize``.
+        extra_card: Markdown put at the end of the model card, for example scores.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    adapter.model.save_pretrained(folder)  # type: ignore[operator]
+    image_processor_of(adapter, size).save_pretrained(folder)
+    (folder / "README.md").write_text(_card(adapter, size, extra_card), encoding="utf-8")
+    return folder
+
+
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: object-detection
+tags: [object-detection, {family}]
+---
+# {family} detector, {classes} classes, {millions:.1f} M parameters
+
+Trained with qskd on images of {size}. Boxes are fractions of the unpadded image.
+
+```python
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
+processor = AutoImageProcessor.from_pretrained("{folder}")
+model = AutoModelForObjectDetection.from_pretrained("{folder}")
+```
+
+Classes: {names}.
+"""
+
+
+def _card(adapter: DetrAdapter, size: ImageSize, extra: str) -> str:
+    names = adapter.id2label
+    text = _CARD.format(
+        family=adapter.family,
+        classes=len(names),
+        millions=sum(parameter.numel() for parameter in adapter.model.parameters()) / 1e6,
+        size=f"{size} x {size} pixels" if isinstance(size, int) else f"{size[0]} to {size[1]} pixels",
+        names=", ".join(names[index] for index in sorted(names)),
+        folder="path/to/this/folder",
+    )
+    return f"{text}\n{extra.strip()}\n" if extra.strip() else text
