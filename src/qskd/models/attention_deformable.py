@@ -1,0 +1,154 @@
+"""Where the queries of a deformable DETR look, as a map over the encoder's memory.
+
+Deformable cross-attention reads the memory at a few sampling points by bilinear interpolation. Its transpose
+spreads each query's weight from those points to the four cells around them, so a weighted sum over queries
+costs one scatter of (queries x heads x levels x points x 4) numbers and no [B, Q, S] matrix is ever built.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qskd.models.view import AttentionReader
+
+Grid = tuple[tuple[int, int], ...]
+"""(height, width) in cells of every memory level."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingInputs:
+    """What one layer's deformable cross-attention was given, without gradient."""
+
+    module: Any  # has Linears ``sampling_offsets`` and ``attention_weights``, and n_heads, n_levels, n_points
+    queries: Tensor  # [B, Q, D] hidden states plus position embeddings
+    reference: Tensor  # [B, Q, levels or 1, 2 or 4] points (x, y) or boxes cxcywh, fractions of the canvas
+
+
+@contextmanager
+def record_calls(modules: Sequence[nn.Module]) -> Iterator[list[dict[str, Any]]]:
+    """Arguments, by name, of every call of ``modules`` inside the block, in the order of the calls."""
+    calls: list[dict[str, Any]] = []
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append(dict(zip(signature(module.forward).parameters, args, strict=False)) | kwargs)
+
+    handles = [module.register_forward_pre_hook(record, with_kwargs=True) for module in modules]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def sampling_inputs(module: nn.Module, call: dict[str, Any], first_query: int = 0) -> SamplingInputs:
+    """One recorded cross-attention call, from query ``first_query`` on (those before are denoising)."""
+    queries, position = call["hidden_states"].detach(), call.get("position_embeddings")
+    if position is not None:
+        queries = queries + position.detach()
+    return SamplingInputs(
+        module, queries[:, first_query:], call["reference_points"].detach()[:, first_query:]
+    )
+
+
+def deformable_attention(
+    layers: Sequence[SamplingInputs], grid: Grid, is_padding: Tensor | None = None
+) -> AttentionReader:
+    """A reader of where weighted queries look: [L, B, Q] weights to [L, B, S] mass.
+
+    Mass that falls outside the memory is lost, as it is in the model. On CPU the result is the same bit for
+    bit every time; on CUDA it is so under ``torch.use_deterministic_algorithms(True)``.
+
+    Args:
+        layers: the inputs of each decoder layer's cross-attention.
+        grid: cells of each level that the attention reads; areas sum to S.
+        is_padding: [B, S] bool, cells whose value the model hides; None where it hides nothing.
+    """
+
+    @torch.no_grad()
+    def read(weights: Tensor) -> Tensor:
+        with torch.autocast(weights.device.type, enabled=False):
+            selected = max(1, int((weights > 0).sum(-1).max()))
+            chosen = weights.float().topk(selected, dim=-1)  # every positive weight is among these, [L, B, K]
+            location, attention = _sample(layers, chosen.indices, grid)
+            heads = attention.shape[3]
+            share = attention * chosen.values.clamp(min=0)[..., None, None, None] / heads
+            mass = splat(location, share, grid)
+        return mass if is_padding is None else mass.masked_fill(is_padding, 0.0)
+
+    return read
+
+
+def splat(location: Tensor, share: Tensor, grid: Grid) -> Tensor:
+    """Spread shares over the cells that bilinear sampling would read; the transpose of ``grid_sample``.
+
+    Args:
+        location: [L, B, K, heads, levels, points, 2] (x, y), fractions of the canvas, any real numbers.
+        share: [L, B, K, heads, levels, points] what each sampling point carries.
+        grid: (height, width) of each level.
+
+    Returns:
+        [L, B, S]: levels end to end, each row by row. Corners outside a level are lost, as with
+        ``padding_mode="zeros"``; cell centres lie at half cells, as with ``align_corners=False``.
+    """
+    layers, images = share.shape[:2]
+    tokens = sum(height * width for height, width in grid)
+    size = location.new_tensor([[width, height] for height, width in grid])[:, None]  # [levels, 1, 2]
+    cell = location * size - 0.5
+    low = cell.floor()
+    high_part = cell - low
+    corner = torch.stack([low, low + 1], dim=-2)  # [..., points, 2 corners, 2 (x, y)]
+    part = torch.stack([1 - high_part, high_part], dim=-2)
+    limit = size[:, :, None]
+    part = part * ((corner >= 0) & (corner < limit))
+    corner = torch.minimum(corner.clamp(min=0), limit - 1).long()
+    x, y = corner.unbind(-1)  # [..., points, 2]
+    width, start = _level_offsets(grid, location.device)  # [levels, 1, 1]
+    place = (y * width + start)[..., :, None] + x[..., None, :]  # [..., points, 2, 2]
+    value = share[..., None, None] * part[..., 1][..., :, None] * part[..., 0][..., None, :]
+    first = torch.arange(layers * images, device=location.device).view(layers, images, 1) * tokens
+    place = place.flatten(2) + first
+    mass = value.new_zeros(layers * images * tokens)
+    return mass.index_add_(0, place.flatten(), value.flatten()).view(layers, images, tokens)
+
+
+def _level_offsets(grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Width and first token of each level, both [levels, 1, 1]."""
+    areas = [height * width for height, width in grid]
+    starts = [sum(areas[:level]) for level in range(len(areas))]
+    both = torch.tensor([[width for _, width in grid], starts], device=device)[..., None, None]
+    return both[0], both[1]
+
+
+def _sample(layers: Sequence[SamplingInputs], chosen: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Sampling locations [L, B, K, heads, levels, points, 2] and attention [L, B, K, heads, levels, points].
+
+    Recomputed in float32 from the modules' own Linears, for the ``chosen`` [L, B, K] queries alone.
+    """
+    both = [_sample_layer(inputs, chosen[index], grid) for index, inputs in enumerate(layers)]
+    locations, attentions = zip(*both, strict=True)
+    return torch.stack(locations), torch.stack(attentions)
+
+
+def _sample_layer(inputs: SamplingInputs, chosen: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    module = inputs.module
+    rows = _take(inputs.queries, chosen).to(module.sampling_offsets.weight.dtype)  # [B, K, D]
+    reference = _take(inputs.reference, chosen).float()[:, :, None, :, None]  # [B, K, 1, levels, 1, 2 or 4]
+    shape = (*chosen.shape, module.n_heads, module.n_levels, module.n_points)
+    offset = module.sampling_offsets(rows).float().view(*shape, 2)
+    attention = module.attention_weights(rows).float().view(*chosen.shape, module.n_heads, -1).softmax(-1)
+    if reference.shape[-1] == 2:
+        size = offset.new_tensor([[width, height] for height, width in grid])[:, None]  # [levels, 1, 2]
+        return reference + offset / size, attention.view(shape)
+    # A box: the offsets are in units of half the box, divided among the points of a level.
+    return reference[..., :2] + offset / module.n_points * reference[..., 2:] * 0.5, attention.view(shape)
+
+
+def _take(rows: Tensor, chosen: Tensor) -> Tensor:
+    """Rows [B, Q, ...] of the chosen [B, K] queries: [B, K, ...]."""
+    image = torch.arange(chosen.shape[0], device=chosen.device)[:, None]
+    return rows[image, chosen]

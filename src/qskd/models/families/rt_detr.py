@@ -1,0 +1,178 @@
+"""RT-DETR (Zhao et al. 2023): sigmoid heads, denoising queries in training, no padding mask."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.loss.loss_rt_detr import RTDetrLoss
+
+from qskd.data.batch import Batch
+from qskd.errors import ConfigError, DataError
+from qskd.models.adapter import DetrAdapter, MatchCosts, Need, OwnLoss, Reading
+from qskd.models.attention_deformable import deformable_attention, record_calls, sampling_inputs
+from qskd.models.view import AttentionReader, DetrView
+
+
+class RTDetrAdapter(DetrAdapter):
+    """Reads ``RTDetrForObjectDetection``; its training loss, with denoising, is Hugging Face's own."""
+
+    family = "rt_detr"
+    reads_padding = False
+    trains_with = "own"
+    provides = frozenset(Need)
+
+    @property
+    def match_costs(self) -> MatchCosts:
+        """The costs of ``RTDetrHungarianMatcher``.
+
+        Raises:
+            ConfigError: the matcher applies softmax to logits that training treats as sigmoids.
+        """
+        config = self._config
+        if not config.use_focal_loss:
+            raise ConfigError(
+                "This RT-DETR has use_focal_loss=False: its matcher applies softmax to sigmoid logits, which "
+                "qskd does not imitate. Set use_focal_loss=True in the model's config.json."
+            )
+        return MatchCosts(
+            kind="focal",
+            class_weight=config.matcher_class_cost,
+            box_weight=config.matcher_bbox_cost,
+            giou_weight=config.matcher_giou_cost,
+            alpha=config.matcher_alpha,
+            gamma=config.matcher_gamma,
+        )
+
+    @property
+    def memory_channels(self) -> tuple[int, ...]:
+        """Channels of each map of the hybrid encoder, before the decoder's input projection."""
+        return (self._config.encoder_hidden_dim,) * len(self.strides)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels per cell of each map of the hybrid encoder."""
+        return tuple(self._config.feat_strides)
+
+    @property
+    def num_layers(self) -> int:
+        """L, the decoder layers."""
+        return int(self._config.decoder_layers)
+
+    def read(self, batch: Batch, *, capture_attention: bool = False, with_loss: bool = False) -> Reading:
+        """One forward pass; see ``DetrAdapter.read``. Denoising queries are left out of the view.
+
+        Raises:
+            DataError: an image is padded, or the size suits neither the strides nor the model's anchors.
+        """
+        self._check_size(batch)
+        objects = batch.targets.total if with_loss else 0
+        labels = batch.targets.as_huggingface() if objects else None
+        modules = [layer.encoder_attn for layer in self._network.decoder.layers] if capture_attention else []
+        with _float32_boxes(self._network, batch.pixels.device), record_calls(modules) as calls:
+            output = self.model(pixel_values=self.normalise(batch), labels=labels, return_dict=True)
+        denoising = output.denoising_meta_values
+        skipped = denoising["dn_num_split"][0] if denoising else 0
+        memory = tuple(output.encoder_last_hidden_state)
+        view = DetrView(
+            logits=output.intermediate_logits[:, :, skipped:].transpose(0, 1),
+            no_object=None,
+            boxes=output.intermediate_reference_points[:, :, skipped:].transpose(0, 1).float(),
+            memory=memory,
+            is_padding=tuple(_no_padding(level) for level in memory),
+            strides=self.strides,
+            attention=self._attention(modules, calls, skipped, memory) if capture_attention else None,
+        )
+        return Reading(view, own_loss=self._own_loss(output, batch) if with_loss else None)
+
+    @property
+    def _config(self) -> Any:
+        return self.model.config
+
+    @property
+    def _network(self) -> Any:
+        return self.model.model
+
+    def _check_size(self, batch: Batch) -> None:
+        height, width = batch.pixels.shape[-2:]
+        if batch.is_padded:
+            raise DataError(
+                f"A batch of {height}x{width} pixels has padded images, but rt_detr reads no padding mask "
+                "and would take the padding for a picture. Resize every image to one fixed square size."
+            )
+        coarsest = max(self.strides)
+        if height % coarsest or width % coarsest:
+            raise DataError(
+                f"rt_detr was given images of {height}x{width} pixels; both sides must be multiples of "
+                f"{coarsest}, its largest stride. Choose such an image size."
+            )
+        fixed = self._config.anchor_image_size
+        if fixed and not self.model.training and [height, width] != list(fixed):
+            raise DataError(
+                f"rt_detr was given images of {height}x{width} pixels, but its config fixes "
+                f"anchor_image_size to {list(fixed)}. Use that size, or set anchor_image_size to null there."
+            )
+
+    def _attention(
+        self, modules: list[Any], calls: list[dict[str, Any]], skipped: int, memory: tuple[Tensor, ...]
+    ) -> AttentionReader:
+        layers = [sampling_inputs(module, call, skipped) for module, call in zip(modules, calls, strict=True)]
+        read = deformable_attention(layers, tuple(calls[0]["spatial_shapes_list"]))
+        tokens = sum(level.shape[-2] * level.shape[-1] for level in memory)
+        # A decoder may make coarser levels of its own after the encoder's; they are no part of the memory.
+        return lambda weights: read(weights)[..., :tokens]
+
+    def _own_loss(self, output: Any, batch: Batch) -> OwnLoss:
+        parts = output.loss_dict if batch.targets.total else self._loss_without_objects(output, batch)
+        total = torch.stack(list(parts.values())).sum()  # Hugging Face has weighted every part
+        embedding = getattr(self._network, "denoising_class_embed", None)
+        if embedding is not None and self.model.training and output.denoising_meta_values is None:
+            total = total + embedding.weight.sum() * 0.0  # distributed training wants every parameter used
+        return OwnLoss(total, {name: part.detach() for name, part in parts.items()})
+
+    def _loss_without_objects(self, output: Any, batch: Batch) -> dict[str, Tensor]:
+        """Hugging Face's criterion, whose own matcher fails on a batch that has no object at all."""
+        criterion = RTDetrLoss(self._config).to(batch.pixels.device)
+        criterion.matcher = _MatchNothing()
+        logits, boxes = output.intermediate_logits.unbind(1), output.intermediate_reference_points.unbind(1)
+        outputs = {"logits": logits[-1], "pred_boxes": boxes[-1]}
+        if self._config.auxiliary_loss:
+            logits, boxes = (*logits[:-1], output.enc_topk_logits), (*boxes[:-1], output.enc_topk_bboxes)
+            outputs["auxiliary_outputs"] = [
+                {"logits": logit, "pred_boxes": box} for logit, box in zip(logits, boxes, strict=True)
+            ]
+        parts: dict[str, Tensor] = criterion(outputs, batch.targets.as_huggingface())
+        return parts
+
+
+class _MatchNothing(nn.Module):
+    """Stands in for a matcher when no image has objects."""
+
+    def forward(self, outputs: dict[str, Tensor], targets: list[Any]) -> list[tuple[Tensor, Tensor]]:
+        nothing = torch.empty(0, dtype=torch.long)
+        return [(nothing, nothing)] * len(targets)
+
+
+def _no_padding(level: Tensor) -> Tensor:
+    return torch.zeros_like(level[:, 0], dtype=torch.bool)  # [B, h, w]
+
+
+@contextmanager
+def _float32_boxes(network: Any, device: torch.device) -> Iterator[None]:
+    """Keep anchors, reference points and boxes in float32 inside autocast.
+
+    The network computes them in the type of the decoder's input, and eight bits of mantissa are whole pixels.
+    """
+    if not torch.is_autocast_enabled(device.type):
+        yield
+        return
+    handles = [
+        projection.register_forward_hook(lambda _module, _inputs, projected: projected.float())
+        for projection in network.decoder_input_proj
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
