@@ -63,14 +63,19 @@ class CocoMetrics:
         values["per_class"] = {name: _or_none(value) for name, value in self.per_class.items()}
         return {name: _or_none(value) for name, value in values.items()}
 
+    def flat(self) -> dict[str, float]:
+        """The defined ones among the twelve numbers, by name."""
+        values = {name: value for name, value in asdict(self).items() if isinstance(value, float)}
+        return {name: value for name, value in values.items() if not isnan(value)}
+
 
 def detections_of(
     view: DetrView, original_sizes: Sequence[tuple[int, int]], top: int = 100
 ) -> list[Detections]:
     """The best detections of each image, from the last decoder layer.
 
-    Sigmoid heads may find several classes with one query: the best of all Q * C scores. Softmax heads find the
-    best class of each query, as the authors of DETR evaluate.
+    Sigmoid heads may find several classes with one query: the best of all Q * C scores. Softmax heads find
+    the best class of each query, as the authors of DETR evaluate.
 
     Args:
         view: predictions on B images.
@@ -85,7 +90,7 @@ def detections_of(
     """
     if len(original_sizes) != view.num_images:
         raise ValueError(
-            f"{len(original_sizes)} original sizes for {view.num_images} images: give (height, width) of each."
+            f"{len(original_sizes)} original sizes for {view.num_images} images: give each (height, width)."
         )
     last = DetrView(
         view.logits[-1:], None if view.no_object is None else view.no_object[-1:], view.boxes[-1:], (), (), ()
@@ -108,7 +113,7 @@ class CocoEvaluator:
     """Collects detections batch by batch, then answers with COCO's numbers.
 
     Args:
-        ground_truth: a COCO dictionary with ``images``, ``annotations`` and ``categories``; it is not changed.
+        ground_truth: a COCO dictionary with ``images``, ``annotations`` and ``categories``, left as it is.
         category_ids: COCO category of each class index of the model; -1 for classes the data has not, whose
             detections are dropped.
 
@@ -127,8 +132,8 @@ class CocoEvaluator:
         unknown = sorted(set(self._category_ids.tolist()) - known - {-1})
         if unknown:
             raise DataError(
-                f"Category ids {unknown} are not among the annotation file's {sorted(known)}; use -1 for classes "
-                "that the data has not."
+                f"Category ids {unknown} are not among the annotation file's {sorted(known)}; use -1 for "
+                "classes that the data has not."
             )
 
     def add(self, image_ids: Sequence[int], detections: Sequence[Detections]) -> None:
@@ -139,7 +144,8 @@ class CocoEvaluator:
             detections: of each of these images, as from ``detections_of``.
 
         Raises:
-            DataError: an image the ground truth lacks, or a score or box that is no finite number.
+            DataError: an image the ground truth lacks, a class without category id, or a score or box that is
+                no finite number.
             ValueError: not as many detections as images.
         """
         for image_id, (scores, labels, boxes) in zip(image_ids, detections, strict=True):
@@ -215,6 +221,11 @@ class CocoEvaluator:
             raise DataError(
                 f"Image {image_id} has a score or box that is not finite: the model has diverged."
             )
+        if len(rows) and not 0 <= rows[:, 1].min() <= rows[:, 1].max() < len(self._category_ids):
+            raise DataError(
+                f"Image {image_id} has detections of class {int(rows[:, 1].max())}, but there are category ids "
+                f"for {len(self._category_ids)} classes: give one for each class of the model, -1 for unknown."
+            )
         self._rows.setdefault(image_id, rows)
 
     def _truth(self) -> dict[str, Any]:
@@ -258,7 +269,11 @@ class CocoEvaluator:
 
 
 def _evaluate(truth: dict[str, Any], found: dict[str, Any], image_ids: list[int]) -> tuple[Array, Array]:
-    """COCO's tables: precision [10 IoU, 101 recall, class, 4 area, 3 max], recall [10, class, 4, 3]; -1 undefined."""
+    """COCO's tables; an undefined entry is -1.
+
+    Returns:
+        Precision [10 IoU, 101 recall, class, 4 area, 3 most detections] and recall [10, class, 4, 3].
+    """
     # Imported here: loading the C++ evaluator takes long, and most commands never need it.
     from faster_coco_eval.core.coco import COCO
     from faster_coco_eval.core.faster_eval_api import COCOeval_faster
