@@ -1,6 +1,6 @@
 """The detection loss of set-prediction DETRs, all decoder layers at once.
 
-Letters: L decoder layers, B images, Q queries, C classes, N targets of an image (padded to the most), S proposals.
+Letters: L decoder layers, B images, Q queries, C classes, N targets of an image (padded), S proposals.
 """
 
 from dataclasses import dataclass
@@ -34,8 +34,8 @@ class SetPredictionLoss:
     (Deformable, Conditional and DAB-DETR).
 
     Source: Carion et al. 2020, "End-to-End Object Detection with Transformers", section 3.1; Zhu et al. 2021,
-    "Deformable DETR", appendix A.3. Values equal those of ``transformers`` with ``auxiliary_loss=True`` on one
-    process; every layer of the view is trained, as in the papers, whatever ``config.auxiliary_loss`` says.
+    "Deformable DETR", appendix A.3. Values equal those of ``transformers`` with ``auxiliary_loss=True`` on
+    one process; every layer of the view is trained, as in the papers, whatever ``config.auxiliary_loss`` is.
     """
 
     costs: MatchCosts  # with which proposals are matched; queries come matched already
@@ -90,9 +90,9 @@ class SetPredictionLoss:
         targets: Targets,
         match: Tensor,
         num_boxes: float | Tensor,
+        proposals: Proposals | None = None,
         *,
         num_images: float | Tensor | None = None,
-        proposals: Proposals | None = None,
     ) -> dict[str, Tensor]:
         """Weighted scalar parts, each summed over layers; their sum is the loss.
 
@@ -100,16 +100,16 @@ class SetPredictionLoss:
             view: the student's predictions.
             targets: the objects of the same images.
             match: [L, B, N] long, query of each object; -1 where there is none.
-            num_boxes: what box losses (and the focal loss) are divided by, at least 1: the objects of this batch
-                on one process, else the objects of the optimiser step divided by the number of processes.
-            num_images: "softmax" only: images of the optimiser step divided by the number of processes, so that
-                summed micro-batches have the mean of the whole step; None takes the mean over this batch alone.
+            num_boxes: divides the box losses and the focal loss, at least 1: the objects of this batch, or of
+                the whole optimiser step divided by the number of processes.
             proposals: first-stage predictions of a two-stage model, trained to find objects whatever their
                 class (all labels 0), with a matching of their own.
+            num_images: images of the optimiser step divided by the number of processes; "softmax" then takes
+                its mean over the step, so that micro-batches add up; None takes it over this batch.
 
         Returns:
-            ``loss_class``, ``loss_box``, ``loss_giou``; with proposals also ``proposal_class``, ``proposal_box``,
-            ``proposal_giou``. Each carries gradient to logits and boxes also when there is no object at all.
+            ``loss_class``, ``loss_box``, ``loss_giou``; with proposals also ``proposal_class``,
+            ``proposal_box``, ``proposal_giou``. Each carries gradient also when there is no object at all.
         """
         parts = self._parts(view, targets, match, num_boxes, num_images)
         losses = {f"loss_{name}": part for name, part in parts.items()}
@@ -189,7 +189,7 @@ class SetPredictionLoss:
 
 
 def _focal_term(logits: Tensor, gamma: float) -> Tensor:
-    """p^gamma * -log(1 - p) of an absent class with logit p = sigmoid(logits); of a present one at -logits."""
+    """p^gamma * -log(1 - p), p = sigmoid(logits): focal loss of an absent class; at -logits, of a present."""
     return logits.sigmoid().pow(gamma) * functional.softplus(logits)
 
 
