@@ -7,7 +7,7 @@ stacks of (layers, batch) or (batch, layers), softmax or sigmoid heads, padded c
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +135,10 @@ class DetrAdapter(ABC):
         Raises:
             DataError: the batch is padded and the family's network reads no padding mask.
         """
+
+    def rebind(self, model: nn.Module) -> Self:
+        """The same way of reading, of another model of the same shape (a moving average, say)."""
+        return type(self)(model, pixel_norm=self.pixel_norm, box_frame=self.box_frame)
 
     def normalise(self, batch: Batch) -> Tensor:
         """[B, 3, H, W] pixels as the network expects them, exactly 0 in the padding."""

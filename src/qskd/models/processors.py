@@ -7,6 +7,7 @@ from typing import Any
 
 import transformers
 
+from qskd.data.transforms import ImageSize
 from qskd.errors import CheckpointError
 from qskd.models.adapter import DetrAdapter, PixelNorm
 
@@ -21,8 +22,6 @@ _PROCESSORS: dict[str, str] = {
     "rt_detr": "RTDetrImageProcessor",
 }
 _NORM_FILE = "preprocessor_config.json"
-ImageSize = int | tuple[int, int]
-"""A square's side, or (shortest edge, longest edge) in pixels with the aspect ratio kept."""
 
 
 def default_pixel_norm(model_type: str) -> PixelNorm:
@@ -88,7 +87,7 @@ def image_processor_of(adapter: DetrAdapter, size: ImageSize) -> Any:
 
     Args:
         adapter: its pixel normalisation is the processor's.
-        size: the side of a square, or (shortest edge, longest edge).
+        size: what images are resized to.
     """
     processor = getattr(transformers, _PROCESSORS[adapter.family])
     return processor(
@@ -98,15 +97,28 @@ def image_processor_of(adapter: DetrAdapter, size: ImageSize) -> Any:
         do_normalize=adapter.pixel_norm != PixelNorm(),
         image_mean=list(adapter.pixel_norm.mean),
         image_std=list(adapter.pixel_norm.std),
-        do_pad=not isinstance(size, int),
+        do_pad=size.square is None,
     )
 
 
 def _size(size: ImageSize) -> dict[str, int]:
-    if isinstance(size, int):
-        return {"height": size, "width": size}
-    shortest, longest = size
-    return {"shortest_edge": shortest, "longest_edge": longest}
+    if size.square is not None:
+        return {"height": size.square, "width": size.square}
+    assert size.shortest_edge is not None and size.longest_edge is not None
+    return {"shortest_edge": size.shortest_edge, "longest_edge": size.longest_edge}
+
+
+def image_size_of(name_or_path: str | Path) -> ImageSize | None:
+    """The size a checkpoint's image processor resizes to; None without a processor or with another kind of size."""
+    found = _processor_file(name_or_path)
+    size = json.loads(found.read_text(encoding="utf-8")).get("size") if found else None
+    if not isinstance(size, dict):
+        return None
+    if size.get("height") and size.get("height") == size.get("width"):
+        return ImageSize(square=size["height"])
+    if size.get("shortest_edge") and size.get("longest_edge"):
+        return ImageSize(shortest_edge=size["shortest_edge"], longest_edge=size["longest_edge"])
+    return None
 
 
 def save_model(adapter: DetrAdapter, folder: str | Path, *, size: ImageSize, extra_card: str = "") -> Path:
@@ -155,8 +167,14 @@ def _card(adapter: DetrAdapter, size: ImageSize, extra: str) -> str:
         family=adapter.family,
         classes=len(names),
         millions=sum(parameter.numel() for parameter in adapter.model.parameters()) / 1e6,
-        size=f"{size} x {size} pixels" if isinstance(size, int) else f"{size[0]} to {size[1]} pixels",
+        size=_in_words(size),
         names=", ".join(names[index] for index in sorted(names)),
         folder="path/to/this/folder",
     )
     return f"{text}\n{extra.strip()}\n" if extra.strip() else text
+
+
+def _in_words(size: ImageSize) -> str:
+    if size.square is not None:
+        return f"{size.square} x {size.square} pixels"
+    return f"{size.shortest_edge} to {size.longest_edge} pixels, aspect ratio kept"

@@ -1,0 +1,189 @@
+"""The student with everything that is trained beside it, and the teacher that stays outside.
+
+Two halves of a step, in two classes. ``TeacherSide`` runs without gradient on every micro-batch of an optimiser step
+before any of them is learnt from, so that all normalisers are known. ``Distiller`` is the one module that is wrapped,
+optimised and checkpointed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qskd.data.batch import Batch, Targets
+from qskd.labels import LabelMap
+from qskd.losses.set_prediction import SetPredictionLoss
+from qskd.losses.term import Lesson, Prepared, StudentAnswer, Term
+from qskd.models.adapter import DetrAdapter, Reading
+from qskd.models.relabel import to_student_classes
+from qskd.selection.assignment import match_to_targets
+from qskd.selection.groups import GroupQuerySelection
+
+
+@dataclass(frozen=True, slots=True)
+class StepTotals:
+    """What the losses of one optimiser step are divided by.
+
+    Sums over the step's micro-batches and over processes, divided by the number of processes: data-parallel
+    wrappers average gradients, so every process divides by its share.
+    """
+
+    num_boxes: float  # objects, at least 1
+    terms: Mapping[str, Tensor]  # each term's ``amount`` [A]
+
+
+@dataclass(frozen=True, slots=True)
+class Teaching:
+    """The teacher's side of one micro-batch."""
+
+    lesson: Lesson
+    columns: Tensor | None  # [B, N'] which object each lesson object is; None: the batch's own objects
+    prepared: Mapping[str, Prepared]
+
+
+class TeacherSide:
+    """A frozen teacher that turns batches into lessons. Not a module: nothing of it is trained or saved.
+
+    Args:
+        adapter: the teacher, in eval mode and frozen.
+        label_map: from the student's classes to the teacher's.
+        selection: Group Query Selection, run on the teacher's queries.
+        terms: the distillation terms by name; only their ``prepare`` is used here.
+    """
+
+    def __init__(
+        self,
+        adapter: DetrAdapter,
+        label_map: LabelMap,
+        selection: GroupQuerySelection,
+        terms: Mapping[str, Term],
+    ) -> None:
+        self.adapter = adapter
+        self.label_map = label_map
+        self.selection = selection
+        self.terms = terms
+        self._needs_attention = any(getattr(term, "needs_attention", True) for term in terms.values())
+
+    @torch.no_grad()
+    def teach(self, batch: Batch) -> Teaching:
+        """The teacher's view, groups and every term's preparation for one micro-batch."""
+        reading = self.adapter.read(batch, capture_attention=self._needs_attention)
+        view = to_student_classes(reading.view, self.label_map)
+        known = torch.tensor(self.label_map.known, device=view.logits.device)
+        targets, columns = _known_targets(batch.targets, known, all(self.label_map.known))
+        groups = self.selection(view, targets, self.adapter.match_costs)
+        lesson = Lesson(view, groups, targets, known)
+        prepared = {name: term.prepare(lesson) for name, term in self.terms.items()}
+        return Teaching(
+            Lesson(view.without_attention(), groups, targets, known), columns, prepared
+        )
+
+
+class Distiller(nn.Module):
+    """Student, trainable projections and weighted terms in one forward, so that a wrapper sees all of it.
+
+    Args:
+        student: the student's adapter; its model becomes ``self.student``.
+        criterion: the detection loss, or None for families that compute their own.
+        terms: distillation terms by name; modules among them are trained and checkpointed with the student.
+        weights: weight of each term.
+        detection_weight: weight of the student's own detection loss.
+    """
+
+    def __init__(
+        self,
+        student: DetrAdapter,
+        criterion: SetPredictionLoss | None,
+        terms: Mapping[str, Term] | None = None,
+        weights: Mapping[str, float] | None = None,
+        detection_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        terms = terms or {}
+        self.student = student.model
+        self.adapter = student
+        self.criterion = criterion
+        self.terms = terms
+        self.projections = nn.ModuleDict(
+            {name: term for name, term in terms.items() if isinstance(term, nn.Module)}
+        )
+        self.weights = dict(weights or {})
+        self.detection_weight = detection_weight
+
+    def forward(
+        self,
+        batch: Batch,
+        totals: StepTotals,
+        teaching: Teaching | None = None,
+        warmup: float = 1.0,
+    ) -> dict[str, Tensor]:
+        """Weighted loss parts of one micro-batch, and their sum under ``loss``.
+
+        Args:
+            batch: images and objects.
+            totals: the normalisers of the whole optimiser step.
+            teaching: the teacher's side; None trains the student plainly.
+            warmup: factor in [0, 1] on all distillation terms.
+
+        Returns:
+            Scalars by name; summed over a step's micro-batches (and averaged over processes) they give the step's
+            loss. All but ``loss`` are detached.
+        """
+        reading = self.adapter.read(batch, with_loss=True)
+        match = self._match(reading, batch.targets, needed=teaching is not None)
+        loss, parts = self._detection(reading, batch, match, totals)
+        if teaching is not None and match is not None:
+            distilled = self._distillation(reading, match, teaching, totals, warmup)
+            loss = loss + _sum(distilled)
+            parts |= distilled
+        return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
+
+    def _match(self, reading: Reading, targets: Targets, needed: bool) -> Tensor | None:
+        if self.criterion is None and not (needed and self.terms):
+            return None
+        return match_to_targets(reading.view, targets, self.adapter.match_costs)
+
+    def _detection(
+        self, reading: Reading, batch: Batch, match: Tensor | None, totals: StepTotals
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.criterion is not None:
+            assert match is not None
+            parts = self.criterion(reading.view, batch.targets, match, totals.num_boxes, reading.proposals)
+            total, scale = _sum(parts), self.detection_weight
+        else:
+            assert reading.own_loss is not None
+            # The family divided by this micro-batch's objects; the step's count belongs there.
+            scale = self.detection_weight * max(batch.targets.total, 1) / totals.num_boxes
+            total, parts = reading.own_loss.total, reading.own_loss.parts
+        return total * scale, {name: part * scale for name, part in parts.items()}
+
+    def _distillation(
+        self, reading: Reading, match: Tensor, teaching: Teaching, totals: StepTotals, warmup: float
+    ) -> dict[str, Tensor]:
+        if teaching.columns is not None:
+            match = match.gather(2, teaching.columns.expand(match.shape[0], -1, -1))  # [L, B, N']
+            match = match.masked_fill(~teaching.lesson.targets.is_object, -1)
+        answer = StudentAnswer(reading.view, match)
+        parts: dict[str, Tensor] = {}
+        for name, term in self.terms.items():
+            losses = term(answer, teaching.lesson, teaching.prepared[name], totals.terms[name])
+            parts |= {part: loss * (self.weights[name] * warmup) for part, loss in losses.items()}
+        return parts
+
+
+def _sum(parts: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(list(parts.values())).sum()
+
+
+def _known_targets(targets: Targets, known: Tensor, all_known: bool) -> tuple[Targets, Tensor | None]:
+    """The objects whose class the teacher knows, and which objects of the batch they are."""
+    if all_known:
+        return targets, None
+    keep = targets.is_object & known[targets.labels]  # [B, N]
+    counts = tuple(int(count) for count in keep.sum(1).tolist())
+    columns = keep.int().argsort(dim=1, descending=True, stable=True)[:, : max(counts, default=0)]
+    is_object = keep.gather(1, columns)
+    labels = targets.labels.gather(1, columns) * is_object
+    boxes = targets.boxes.gather(1, columns[..., None].expand(-1, -1, 4)) * is_object[..., None]
+    return Targets(labels, boxes, is_object, counts), columns

@@ -1,0 +1,6 @@
+"""Training and distillation on ``transformers.Trainer``."""
+
+from qskd.trainer.config import DistillationConfig
+from qskd.trainer.trainer import DistillationTrainer
+
+__all__ = ["DistillationConfig", "DistillationTrainer"]

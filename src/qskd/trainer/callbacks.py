@@ -1,0 +1,105 @@
+"""What happens beside the steps: the moving average, the log file, the lines on the console."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    EarlyStoppingCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_callback import ProgressCallback
+
+from qskd.trainer.ema import ModelAverage
+
+
+class AverageCallback(TrainerCallback):  # type: ignore[misc]
+    """Updates the moving average after every optimiser step."""
+
+    def __init__(self, average: ModelAverage, student: Any) -> None:
+        self.average = average
+        self.student = student
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Move the average towards the student."""
+        self.average.update(self.student)
+
+
+class MetricsFile(TrainerCallback):  # type: ignore[misc]
+    """Appends every log entry to ``metrics.jsonl``; a resumed run first drops what it will log again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep only the entries up to the step that training starts from."""
+        if state.is_world_process_zero and self.path.is_file():
+            entries = [json.loads(line) for line in self.path.read_text().splitlines() if line.strip()]
+            kept = [entry for entry in entries if entry.get("step", 0) <= state.global_step]
+            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write one line."""
+        if state.is_world_process_zero and logs is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class Console(ProgressCallback):  # type: ignore[misc]
+    """One clear line per log, below a progress bar."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Print the entry in words."""
+        if state.is_world_process_zero and logs:
+            line = _line(state, logs)
+            if self.training_bar is not None:
+                self.training_bar.write(line)
+            else:
+                print(line, flush=True)
+
+
+class EarlyStopping(EarlyStoppingCallback):  # type: ignore[misc]
+    """Stops when AP has not risen for some evaluations; the best weights are kept by the trainer itself."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Skip the base class's demand to reload the best model."""
+
+
+def _line(state: TrainerState, logs: dict[str, Any]) -> str:
+    head = f"step {state.global_step}/{state.max_steps}"
+    if "eval_AP" in logs:
+        shown = {key.removeprefix("eval_"): logs[key] for key in ("eval_AP", "eval_AP50", "eval_AP75") if key in logs}
+        return f"{head}  " + "  ".join(f"{key} {100 * value:.1f}" for key, value in shown.items())
+    if "train_runtime" in logs:
+        return f"{head}  trained for {logs['train_runtime']:.0f} s, mean loss {logs.get('train_loss', math.nan):.4g}"
+    hidden = {"epoch", "step", "total_flos"}
+    return f"{head}  " + "  ".join(f"{key} {_short(value)}" for key, value in logs.items() if key not in hidden)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

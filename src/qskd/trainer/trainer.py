@@ -1,0 +1,280 @@
+"""DistillationTrainer: ``transformers.Trainer`` for a detector, with or without a teacher."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from qskd.data.batch import Batch, collate
+from qskd.data.dataset import DetectionDataset
+from qskd.distiller import Distiller, StepTotals, TeacherSide, Teaching
+from qskd.errors import NonFiniteLoss
+from qskd.evaluation.coco_map import CocoEvaluator
+from qskd.evaluation.streaming import evaluate_detector
+from qskd.models.adapter import DetrAdapter
+from qskd.trainer import checkpoints
+from qskd.trainer.callbacks import AverageCallback, Console, EarlyStopping, MetricsFile
+from qskd.trainer.config import DistillationConfig
+from qskd.trainer.ema import ModelAverage
+
+
+@dataclass(frozen=True, slots=True)
+class StepInput:
+    """One micro-batch with all that is known before the first gradient of its optimiser step."""
+
+    batch: Batch
+    teaching: Teaching | None
+    totals: StepTotals
+
+
+class DistillationTrainer(Trainer):  # type: ignore[misc]
+    """Trains a detector plainly, or as the student of a teacher.
+
+    Args:
+        distiller: the student with its terms.
+        args: settings; ``args.output_dir`` is the run folder.
+        train_dataset: images to learn from.
+        eval_dataset: images on which AP is measured; None trains without evaluation.
+        teacher: the frozen teacher's side; None trains plainly.
+        identity: what must not change when the run is resumed (teacher's fingerprint, classes, method).
+        save_student: writes an adapter's model as a plain ``from_pretrained`` folder.
+    """
+
+    # The distiller divides by what the whole step holds, over micro-batches and processes.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        args: DistillationConfig,
+        train_dataset: DetectionDataset | None,
+        eval_dataset: DetectionDataset | None = None,
+        *,
+        teacher: TeacherSide | None = None,
+        identity: dict[str, Any] | None = None,
+        save_student: Callable[[DetrAdapter, Path], None] | None = None,
+    ) -> None:
+        if eval_dataset is None:
+            args.eval_strategy = type(args.eval_strategy)("no")
+        super().__init__(
+            model=distiller,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            data_collator=collate,
+        )
+        self.distiller = distiller
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.adapter.model.to(self.args.device)
+        self.identity = identity or {}
+        self.save_student = save_student
+        self.run_folder = Path(args.output_dir)
+        self.average = ModelAverage(distiller.student, args.ema_decay) if args.ema_decay > 0 else None
+        self._part_sums: dict[str, Tensor] = {}
+        self._steps_in_sums = 0
+        self._install_callbacks()
+
+    def _install_callbacks(self) -> None:
+        for default in (ProgressCallback, PrinterCallback):
+            self.remove_callback(default)
+        self.add_callback(MetricsFile(self.run_folder / "metrics.jsonl"))
+        self.add_callback(Console())
+        if self.average is not None:
+            self.add_callback(AverageCallback(self.average, self.distiller.student))
+        if self.args.early_stopping_patience > 0:
+            self.add_callback(EarlyStopping(self.args.early_stopping_patience))
+
+    # ---- a step ------------------------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[StepInput], None]:
+        """Fetch one optimiser step's micro-batches, let the teacher see all of them, and sum the normalisers."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        batches = [batch.to(device, non_blocking=True) for batch in batches]
+        with self.accelerator.autocast():
+            teachings = [self.teacher.teach(batch) if self.teacher else None for batch in batches]
+        totals = self._totals(batches, teachings)
+        inputs = [StepInput(*pair, totals) for pair in zip(batches, teachings, strict=True)]
+        self._steps_in_sums += 1
+        return inputs, None
+
+    def _totals(self, batches: list[Batch], teachings: list[Teaching | None]) -> StepTotals:
+        """What the step's losses are divided by; one reduction over processes where there are several."""
+        world = self.accelerator.num_processes
+        boxes = float(sum(batch.targets.total for batch in batches))
+        names = list(self.distiller.terms) if self.teacher else []
+        amounts = [
+            torch.stack([teaching.prepared[name].amount for teaching in teachings if teaching]).sum(0)
+            for name in names
+            if teachings
+        ]
+        if world > 1:
+            flat = torch.cat([torch.tensor([boxes], device=self.args.device), *amounts])
+            flat = self.accelerator.reduce(flat, reduction="sum")
+            boxes = float(flat[0])
+            sizes = [len(amount) for amount in amounts]
+            amounts = [part / world for part in flat[1:].split(sizes)] if sizes else []
+        return StepTotals(max(boxes, 1.0) / world, dict(zip(names, amounts, strict=True)))
+
+    def _prepare_inputs(self, inputs: StepInput) -> StepInput:
+        """Nothing to do: ``get_batch_samples`` has moved everything already."""
+        return inputs
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: StepInput,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """One forward through the wrapped distiller."""
+        parts = model(inputs.batch, inputs.totals, inputs.teaching, warmup=self._warmup())
+        loss = parts["loss"]
+        if not bool(torch.isfinite(loss)):
+            self._stop(inputs, {name: float(part) for name, part in parts.items()})
+        for name, part in parts.items():
+            if name != "loss":
+                self._part_sums[name] = self._part_sums.get(name, 0.0) + part.detach()
+        return (loss, parts) if return_outputs else loss
+
+    def _warmup(self) -> float:
+        steps = self.args.distillation_warmup_steps
+        return min(1.0, (self.state.global_step + 1) / steps) if steps > 0 else 1.0
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Clip as usual, and stop on gradients that are not finite (a loss scaler handles its own)."""
+        norm = super()._clip_grad_norm(model)
+        if norm is not None and self.accelerator.scaler is None and not bool(torch.isfinite(torch.as_tensor(norm))):
+            raise NonFiniteLoss(
+                f"The gradient norm at step {self.state.global_step + 1} is {float(norm)}, though the loss was finite. "
+                f"{self._advice()}"
+            )
+        return norm
+
+    def _stop(self, inputs: StepInput, parts: dict[str, float]) -> None:
+        """Save the batch that made the loss non-finite, and leave."""
+        path = self.run_folder / f"nonfinite_step{self.state.global_step + 1}.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        batch = inputs.batch
+        torch.save(
+            {
+                "image_ids": batch.image_ids,
+                "pixels": batch.pixels.cpu(),
+                "content": batch.content.cpu(),
+                "labels": batch.targets.labels.cpu(),
+                "boxes": batch.targets.boxes.cpu(),
+                "parts": parts,
+            },
+            path,
+        )
+        guilty = [name for name, value in parts.items() if value - value != 0.0]
+        raise NonFiniteLoss(
+            f"The loss at step {self.state.global_step + 1} is not finite: {', '.join(guilty)}. The batch (images "
+            f"{list(batch.image_ids)}) was saved to {path}. {self._advice()}"
+        )
+
+    def _advice(self) -> str:
+        last = checkpoints.latest(self.run_folder / "checkpoints")
+        kept = f"The last good checkpoint is {last}." if last else "No checkpoint had been written yet."
+        return f"{kept} Try a lower --learning_rate, a longer --warmup_steps, or float32 instead of mixed precision."
+
+    # ---- optimiser, log ----------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As the base class, with the backbone's learning rate scaled."""
+        if self.optimizer is None:
+            cls, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = cls(self._parameter_groups(settings["lr"]), **settings)
+        return self.optimizer
+
+    def _parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        decayed = set(self.get_decay_parameter_names(self.model))
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault((".backbone." in name, name in decayed), []).append(parameter)
+        return [
+            {
+                "params": parameters,
+                "lr": learning_rate * (self.args.backbone_lr_scale if backbone else 1.0),
+                "weight_decay": self.args.weight_decay if decay else 0.0,
+            }
+            for (backbone, decay), parameters in groups.items()
+        ]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the mean of every loss part since the last entry."""
+        if "loss" in logs and self._part_sums:
+            names = sorted(self._part_sums)
+            means = torch.stack([self._part_sums[name].float() for name in names]) / max(self._steps_in_sums, 1)
+            means = self.accelerator.reduce(means, reduction="mean")
+            logs |= dict(zip(names, means.tolist(), strict=True))
+            self._part_sums, self._steps_in_sums = {}, 0
+        super().log(logs, start_time)
+
+    # ---- evaluation --------------------------------------------------------------------------------------
+
+    @property
+    def evaluated(self) -> DetrAdapter:
+        """What is evaluated and kept: the moving average, or the student without one."""
+        adapter = self.distiller.adapter
+        return adapter.rebind(self.average.model) if self.average is not None else adapter
+
+    def evaluate(
+        self,
+        eval_dataset: DetectionDataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """COCO metrics of the moving average; only detections are kept in memory."""
+        dataset = eval_dataset or self.eval_dataset
+        evaluator = CocoEvaluator(dataset.index.ground_truth(), dataset.index.category_ids)
+        with self.accelerator.autocast():
+            result = evaluate_detector(
+                self.evaluated, self.get_eval_dataloader(dataset), evaluator, self.accelerator
+            )
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in result.as_dict().items() if name != "per_class"}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Keep the weights of a new best AP as ``best/``."""
+        is_best = bool(super()._determine_best_metric(metrics, trial))
+        if is_best:
+            self.keep("best")
+        return is_best
+
+    def keep(self, name: str) -> None:
+        """Write the evaluated weights as ``<run>/<name>``, replacing it in one move."""
+        if self.save_student is None or not self.args.should_save:
+            return
+        target, fresh = self.run_folder / name, self.run_folder / f".{name}.tmp"
+        shutil.rmtree(fresh, ignore_errors=True)
+        self.save_student(self.evaluated, fresh)
+        shutil.rmtree(target, ignore_errors=True)
+        fresh.rename(target)
+
+    # ---- checkpoints -------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Checkpoints live in their own folder of the run."""
+        return str(self.run_folder / "checkpoints")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write student, projections and average, not the teacher."""
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            checkpoints.save(folder, self.distiller, self.average, self.identity)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Restore what ``_save`` wrote, refusing another run's checkpoint."""
+        checkpoints.load(Path(resume_from_checkpoint), self.distiller, self.average, self.identity)
