@@ -1,0 +1,139 @@
+"""From options to objects: datasets, models, the distiller."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qskd.data.dataset import DetectionDataset
+from qskd.data.formats.coco import CocoIndex, find_split
+from qskd.data.transforms import Augmentation, ImageSize, build_transform
+from qskd.errors import CheckpointError, ConfigError
+from qskd.models.adapter import DetrAdapter
+from qskd.models.loading import BoxFrame, load_model, new_model
+from qskd.models.processors import image_size_of
+from qskd.runs.options import DataOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """The two indices of a run, with one vocabulary."""
+
+    train: CocoIndex
+    val: CocoIndex | None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes of the training split, in the order of their indices."""
+        return self.train.class_names
+
+
+def open_split(options: DataOptions, split: str, class_names: Sequence[str] | None = None) -> CocoIndex | None:
+    """One split of the data, or None for a validation split that was neither named nor found.
+
+    Raises:
+        ConfigError: no data was named, or only half of a pair.
+        DataError: the files cannot be used.
+    """
+    key = "train" if split == "train" else "val"
+    annotations = getattr(options, f"{key}_annotations")
+    images = getattr(options, f"{key}_images")
+    if (annotations is None) != (images is None):
+        raise ConfigError(f"Give --{key}_annotations and --{key}_images together, or --data alone.")
+    if annotations is None:
+        if options.data is None:
+            if split != "train" and options.train_annotations:
+                return None
+            raise ConfigError(
+                "No data: give --data DIR (annotations/instances_{train,val}.json and images), or "
+                f"--{key}_annotations FILE with --{key}_images DIR."
+            )
+        annotations, images = find_split(Path(options.data), split)
+    return CocoIndex.load(
+        Path(annotations), Path(images), class_names=class_names, strict=options.strict_data
+    )
+
+
+def open_splits(options: DataOptions) -> Splits:
+    """Training and validation split, the second read with the first one's vocabulary."""
+    train = open_split(options, "train")
+    assert train is not None
+    if len(train) == 0:
+        raise ConfigError("The training split holds no images.")
+    return Splits(train, open_split(options, "val", train.class_names))
+
+
+def choose_size(options: DataOptions, adapters: Sequence[DetrAdapter], sources: Sequence[str | None]) -> ImageSize:
+    """The size images are resized to: what the options say, else what the first model's processor says.
+
+    Raises:
+        ConfigError: a size that one of the models cannot take.
+    """
+    fixed = [adapter.family for adapter in adapters if not adapter.reads_padding]
+    if options.max_image_size is not None and fixed:
+        raise ConfigError(
+            f"--max_image_size keeps the aspect ratio and pads, but {', '.join(fixed)} reads no padding mask. "
+            "Give --image_size alone for a square."
+        )
+    if options.image_size is not None and options.max_image_size is not None:
+        size = ImageSize(shortest_edge=options.image_size, longest_edge=options.max_image_size)
+    elif options.image_size is not None:
+        size = ImageSize(square=options.image_size)
+    else:
+        known = [image_size_of(source) for source in sources if source is not None]
+        size = next((found for found in known if found is not None), None) or ImageSize(square=640)
+        if size.square is None and fixed:
+            size = ImageSize(square=640)
+    coarsest = max((stride for adapter in adapters if not adapter.reads_padding for stride in adapter.strides), default=1)
+    if size.square is not None and size.square % coarsest:
+        raise ConfigError(
+            f"--image_size {size.square} is not a multiple of {coarsest}, the coarsest stride of {', '.join(fixed)}. "
+            f"Try {round(size.square / coarsest) * coarsest or coarsest}."
+        )
+    return size
+
+
+def datasets(
+    splits: Splits, options: DataOptions, size: ImageSize, seed: int
+) -> tuple[DetectionDataset, DetectionDataset | None]:
+    """The training data, augmented, and the validation data, resized only."""
+    augment = Augmentation(
+        flip=options.flip, crop=options.crop, zoom_out=options.zoom_out, photometric=options.photometric
+    )
+    train = DetectionDataset(
+        splits.train,
+        build_transform(size, train=True, augment=augment),
+        seed,
+        decode_at_least=size.largest,
+    )
+    return train, evaluation_dataset(splits.val, size) if splits.val is not None else None
+
+
+def evaluation_dataset(index: CocoIndex, size: ImageSize) -> DetectionDataset:
+    """Images resized as the model's own image processor would."""
+    return DetectionDataset(index, build_transform(size, train=False))
+
+
+def open_model(
+    source: str, class_names: Sequence[str] | None, *, box_frame: BoxFrame, trust_remote_code: bool = False
+) -> DetrAdapter:
+    """A model by hub id or folder, or with random weights from a configuration file.
+
+    Raises:
+        CheckpointError: nothing usable is there.
+        ConfigError: a configuration without classes to predict.
+    """
+    if source.endswith(".json"):
+        if class_names is None:
+            raise ConfigError(f"{source} is a configuration without weights; give a trained model.")
+        return new_model(_read_config(Path(source)), class_names, box_frame=box_frame)
+    return load_model(source, box_frame=box_frame, trust_remote_code=trust_remote_code)
+
+
+def _read_config(path: Path) -> dict[str, object]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"There is no configuration {path}.") from error
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}.") from error

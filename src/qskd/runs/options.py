@@ -1,0 +1,96 @@
+"""What a user can say about a run, beside ``DistillationConfig``: the data, the models, the method."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class DataOptions:
+    """The images and how they are prepared."""
+
+    data: str | None = field(
+        default=None, metadata={"help": "Folder with annotations/instances_{train,val}.json and images/."}
+    )
+    train_annotations: str | None = field(default=None, metadata={"help": "COCO json, instead of --data."})
+    train_images: str | None = field(default=None, metadata={"help": "Folder of the training images."})
+    val_annotations: str | None = field(default=None, metadata={"help": "COCO json, instead of --data."})
+    val_images: str | None = field(default=None, metadata={"help": "Folder of the validation images."})
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "Side of the square that images are resized to; with --max_image_size the shortest edge. "
+                  "Default: what the model's processor says."},
+    )
+    max_image_size: int | None = field(
+        default=None, metadata={"help": "Longest edge; keeps the aspect ratio (families that read padding only)."}
+    )
+    strict_data: bool = field(
+        default=False, metadata={"help": "Refuse degenerate and outside boxes instead of dropping them."}
+    )
+    flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+    crop: float = field(default=0.5, metadata={"help": "Probability of a crop that keeps objects."})
+    zoom_out: float = field(default=0.0, metadata={"help": "Probability of shrinking the image on a canvas."})
+    photometric: float = field(default=0.5, metadata={"help": "Probability of a photometric distortion."})
+
+
+@dataclass
+class ModelOptions:
+    """The model of `train` and `eval`."""
+
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Hub id, folder, or a configuration (.json) to train from scratch.",
+                  "aliases": ["--model_name_or_path"]},
+    )
+    box_frame: Literal["content", "canvas"] = field(
+        default="content", metadata={"help": "What the model's boxes are fractions of when images are padded."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that a hub repository brings."})
+
+
+@dataclass
+class PairOptions:
+    """Teacher and student of `distill`."""
+
+    teacher: str | None = field(
+        default=None,
+        metadata={"help": "Hub id or folder of the trained teacher.", "aliases": ["--teacher_model_name_or_path"]},
+    )
+    student: str | None = field(
+        default=None,
+        metadata={"help": "Hub id, folder, or configuration (.json). Default: derived from the teacher.",
+                  "aliases": ["--student_model_name_or_path"]},
+    )
+    teacher_box_frame: Literal["content", "canvas"] = field(
+        default="content", metadata={"help": "What the teacher's boxes are fractions of when images are padded."}
+    )
+    student_backbone: str | None = field(
+        default=None, metadata={"help": "Backbone of a derived student: resnet18, resnet34, resnet50, ..."}
+    )
+    student_backbone_weights: str | None = field(
+        default=None, metadata={"help": "Folder or hub id whose backbone weights the derived student starts from."}
+    )
+    student_backbone_width: float | None = field(
+        default=None, metadata={"help": "Factor on the channels of the derived student's backbone."}
+    )
+    student_encoder_layers: int | None = field(default=None, metadata={"help": "Encoder layers of a derived student."})
+    student_decoder_layers: int | None = field(default=None, metadata={"help": "Decoder layers of a derived student."})
+    student_num_queries: int | None = field(default=None, metadata={"help": "Queries of a derived student."})
+    student_hidden_size: int | None = field(default=None, metadata={"help": "Hidden size of a derived student."})
+    inherit: bool = field(
+        default=True, metadata={"help": "Start a derived student from the teacher's weights where shapes agree."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that a hub repository brings."})
+
+
+@dataclass
+class MethodOptions:
+    """The distillation method, its presets and every option by name; None keeps the preset's value."""
+
+    method: str = field(
+        default="qskd",
+        metadata={"help": "qskd, qskd_tprd, or an ablation: positives, all_queries, features, predictions, "
+                  "unmasked_features, none."},
+    )
+    preflight: bool = field(
+        default=True, metadata={"help": "Check teacher, labels and every term before the first epoch."}
+    )
