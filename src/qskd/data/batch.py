@@ -95,3 +95,39 @@ class Batch:
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image before it becomes part of a batch; uint8, a quarter of the bytes of a float image."""
+
+    pixels: Tensor  # [3, h, w] uint8
+    labels: Tensor  # [N] long
+    boxes: Tensor  # [N, 4] float32 cxcywh, fractions of the image
+    image_id: int
+    original_size: tuple[int, int]  # (height, width) of the image file, in pixels
+
+
+def collate(samples: Sequence[Sample], *, multiple_of: int = 1) -> Batch:
+    """Images of any sizes side by side, padded with 0 on the right and at the bottom to the largest.
+
+    Args:
+        samples: at least one.
+        multiple_of: pixels; height and width of the batch are rounded up to a multiple of it.
+    """
+    content = torch.tensor([sample.pixels.shape[-2:] for sample in samples], dtype=torch.long)
+    height, width = (-(-side // multiple_of) * multiple_of for side in content.amax(dim=0).tolist())
+    pixels = torch.empty(len(samples), 3, height, width)
+    for image, sample in zip(pixels, samples, strict=True):
+        h, w = sample.pixels.shape[-2:]
+        torch.mul(sample.pixels, 1 / 255, out=image[:, :h, :w])
+        image[:, h:] = 0
+        image[:, :h, w:] = 0
+    targets = Targets.from_lists([sample.labels for sample in samples], [sample.boxes for sample in samples])
+    return Batch(
+        pixels,
+        content,
+        targets,
+        tuple(sample.image_id for sample in samples),
+        tuple(sample.original_size for sample in samples),
+    )

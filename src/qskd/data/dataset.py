@@ -1,0 +1,76 @@
+"""An index with pixels: what a DataLoader's workers read, the same whatever their number."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from qskd.data.batch import Sample
+from qskd.data.formats.coco import CocoIndex
+from qskd.data.images import read_pixels
+from qskd.data.transforms import Transform
+
+
+def _decoded_scale(pixels: Tensor, width: int) -> float:
+    """1, 1/2, 1/4 or 1/8: what a JPEG decoder made of an image of this width in pixels."""
+    return 0.5 ** round(math.log2(width / pixels.shape[2]))
+
+
+class DetectionDataset(Dataset[Sample]):
+    """The images of an index, transformed.
+
+    Randomness depends on (seed, epoch, position) only: not on the number of workers, nor on what was read
+    before, so a resumed run sees what an uninterrupted one would have seen. The epoch lies in shared memory:
+    workers that outlive an epoch see it change.
+
+    Args:
+        index: what to read.
+        transform: what to do with it, see ``build_transform``.
+        seed: >= 0.
+        decode_at_least: pixels >= 8; JPEGs with both sides at least twice this may be decoded smaller, which
+            is faster and changes pixels slightly. None (for evaluation) decodes in full.
+    """
+
+    def __init__(
+        self, index: CocoIndex, transform: Transform, seed: int = 0, *, decode_at_least: int | None = None
+    ) -> None:
+        self.index = index
+        self.transform = transform
+        self.seed = seed
+        self.decode_at_least = decode_at_least
+        self._epoch = torch.zeros((), dtype=torch.long)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose augmentations are drawn."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other augmentations from now on, in running workers too."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, position: int) -> Sample:
+        record = self.index.images[position]
+        side = self.decode_at_least
+        pixels = read_pixels(
+            record.path,
+            height=record.height,
+            width=record.width,
+            at_least=None if side is None else (side, side),
+        )
+        corners = self.index.boxes(position) * _decoded_scale(pixels, record.width)
+        rng = np.random.default_rng((self.seed, self.epoch, position))
+        pixels, (labels, boxes) = self.transform(pixels, (self.index.labels(position), corners), rng)
+        return Sample(
+            pixels,
+            torch.from_numpy(labels.copy()),
+            torch.from_numpy(boxes.astype(np.float32)),
+            record.id,
+            (record.height, record.width),
+        )

@@ -1,0 +1,90 @@
+"""From an image file of any kind to RGB pixels, upright."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from qskd.errors import DataError
+
+_DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # grey, 16 bits a pixel; Pillow < 11 reads them as "I"
+
+
+def read_pixels(path: Path, *, height: int, width: int, at_least: tuple[int, int] | None = None) -> Tensor:
+    """The pixels of an image file.
+
+    Args:
+        path: any file that Pillow opens. Grey (also 16 bits), palette, CMYK and alpha images become RGB; an
+            alpha channel is left out, as transformers' image loading does.
+        height: what the annotation file says the upright image has, in pixels.
+        width: likewise.
+        at_least: (height, width) in pixels; a JPEG much larger than this may be decoded at 1/2, 1/4 or 1/8
+            of its size, never below it. By default every image is decoded in full.
+
+    Returns:
+        [3, h, w] uint8, channels last in memory; (h, w) is (height, width) unless decoded smaller.
+
+    Raises:
+        DataError: the file is missing, damaged or not an image, or has another size than said.
+    """
+    try:
+        with Image.open(path) as image:
+            _check_size(path, image, height, width)
+            if at_least is not None and image.format == "JPEG":
+                _shrink(image, at_least)
+            pixels = np.array(_as_rgb(path, ImageOps.exif_transpose(image)))
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path}: this image file has disappeared since the annotations were read."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path}: not an image file that Pillow can read.") from error
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: the image cannot be decoded ({error}). Replace the file.") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _orientation(image: Image.Image) -> int:
+    return int(image.getexif().get(0x0112, 1))
+
+
+def _check_size(path: Path, image: Image.Image, height: int, width: int) -> None:
+    turned = _orientation(image) in (5, 6, 7, 8)
+    upright = image.size[::-1] if turned else image.size
+    if upright == (width, height):
+        return
+    if turned and image.size == (width, height):
+        raise DataError(
+            f"{path}: its EXIF tag says that it has to be turned by 90 degrees to stand upright "
+            f"({upright[0]} x {upright[1]}), but the annotation file gives the size before turning ({width} x "
+            f"{height}), so its boxes would not fit. If the boxes belong to the unturned pixels, remove the "
+            "EXIF orientation tag from the file; else exchange width and height in the annotation file."
+        )
+    raise DataError(
+        f"{path}: the image is {upright[0]} x {upright[1]} pixels (width x height), but the annotation file "
+        f"says {width} x {height}. Boxes would be misplaced: use the images that were annotated."
+    )
+
+
+def _shrink(image: Image.Image, at_least: tuple[int, int]) -> None:
+    """Let the JPEG decoder leave out the finest frequencies; pixels keep their place, from the top left."""
+    if _orientation(image) == 1:  # turned images would keep theirs from another corner
+        image.draft(image.mode, at_least[::-1])
+
+
+def _as_rgb(path: Path, image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode in _DEEP:
+        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise DataError(f"{path}: a float image has no defined range; store it with 8 or 16 bits a channel.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a palette's transparency is left out on purpose
+        return image.convert("RGB")
