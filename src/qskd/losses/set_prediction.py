@@ -111,81 +111,87 @@ class SetPredictionLoss:
             ``loss_class``, ``loss_box``, ``loss_giou``; with proposals also ``proposal_class``,
             ``proposal_box``, ``proposal_giou``. Each carries gradient also when there is no object at all.
         """
-        parts = self._parts(view, targets, match, num_boxes, num_images)
-        losses = {f"loss_{name}": part for name, part in parts.items()}
+        losses = self._parts("loss", view, targets, match, num_boxes, num_images)
         if proposals is not None:
-            stage = _proposal_view(proposals)
-            objects = Targets(
-                torch.zeros_like(targets.labels), targets.boxes, targets.is_object, targets.counts
-            )
+            stage, objects = _proposal_view(proposals), _without_classes(targets)
             stage_match = match_to_targets(stage, objects, self.costs)
-            parts = self._parts(stage, objects, stage_match, num_boxes, num_images)
-            losses |= {f"proposal_{name}": part for name, part in parts.items()}
+            losses |= self._parts("proposal", stage, objects, stage_match, num_boxes, num_images)
         return losses
 
     def _parts(
         self,
+        prefix: str,
         view: DetrView,
         targets: Targets,
         match: Tensor,
         num_boxes: float | Tensor,
         num_images: float | Tensor | None,
     ) -> dict[str, Tensor]:
+        pairs = _Pairs(match.clamp(min=0), match >= 0, targets.labels)
         with torch.autocast(view.logits.device.type, enabled=False):
-            is_pair = match >= 0  # [L, B, N]
-            query = match.clamp(min=0)  # unmatched objects read query 0, then are masked out
             if view.no_object is None:
-                class_loss = self._focal(view.logits, targets.labels, query, is_pair) / num_boxes
+                class_loss = self._focal(view.logits, pairs) / num_boxes
             else:
-                class_loss = self._cross_entropy(
-                    view.logits, view.no_object, targets.labels, query, is_pair, num_boxes, num_images
-                )
-            box_loss, giou_loss = _box_losses(view.boxes, targets.boxes, query, is_pair)
-            return {
-                "class": self.class_weight * class_loss,
-                "box": self.box_weight * box_loss / num_boxes,
-                "giou": self.giou_weight * giou_loss / num_boxes,
-            }
+                step = None if num_images is None else (num_images, num_boxes)
+                class_loss = self._cross_entropy(view.logits, view.no_object, pairs, step)
+            box_loss, giou_loss = _box_losses(view.boxes, targets.boxes, pairs)
+        return {
+            f"{prefix}_class": self.class_weight * class_loss,
+            f"{prefix}_box": self.box_weight * box_loss / num_boxes,
+            f"{prefix}_giou": self.giou_weight * giou_loss / num_boxes,
+        }
 
-    def _focal(self, logits: Tensor, labels: Tensor, query: Tensor, is_pair: Tensor) -> Tensor:
+    def _focal(self, logits: Tensor, pairs: "_Pairs") -> Tensor:
         """Focal loss summed over layers, images, queries and classes.
 
         Every class of every query counts as absent; the pairs, few, are then corrected.
         """
         present, absent = (self.alpha, 1.0 - self.alpha) if self.alpha >= 0 else (1.0, 1.0)
-        hit = _class_logits(logits, labels, query).float()  # [L, B, N]
+        hit = pairs.class_logits(logits)  # [L, B, N]
         correction = present * _focal_term(-hit, self.gamma) - absent * _focal_term(hit, self.gamma)
-        return absent * _focal_term(logits.float(), self.gamma).sum() + (correction * is_pair).sum()
+        return absent * _focal_term(logits.float(), self.gamma).sum() + pairs.total(correction).sum()
 
     def _cross_entropy(
         self,
         logits: Tensor,
         no_object: Tensor,
-        labels: Tensor,
-        query: Tensor,
-        is_pair: Tensor,
-        num_boxes: float | Tensor,
-        num_images: float | Tensor | None,
+        pairs: "_Pairs",
+        step: tuple[float | Tensor, float | Tensor] | None,
     ) -> Tensor:
         """Weighted mean cross-entropy of each layer's queries, summed over layers.
 
-        Every query counts as one without object; the pairs, few, are then corrected.
+        Every query counts as one without object; the pairs, few, are then corrected. ``step`` is (images,
+        objects) of what the mean is over, None for this batch.
         """
         background = no_object.float()  # [L, B, Q]
         evidence = torch.logaddexp(
             logits.float().logsumexp(-1), background
         )  # [L, B, Q] log of the normaliser
         empty = self.no_object_weight * (evidence - background)  # [L, B, Q]
-        hit = _class_logits(logits, labels, query).float()  # [L, B, N]
-        correction = (evidence.gather(2, query) - hit - empty.gather(2, query)) * is_pair
-        total = empty.sum((1, 2)) + correction.sum((1, 2))  # [L]
+        correction = (evidence - empty).gather(2, pairs.query) - pairs.class_logits(logits)  # [L, B, N]
+        total = empty.sum((1, 2)) + pairs.total(correction)  # [L]
         _, images, queries = background.shape
-        if num_images is None:
-            matched: Tensor | float = is_pair.sum((1, 2))  # [L]
-        else:
-            images, matched = num_images, num_boxes
-        weight = self.no_object_weight * images * queries + (1.0 - self.no_object_weight) * matched
+        num_images, num_pairs = step or (images, pairs.is_pair.sum((1, 2)))
+        weight = self.no_object_weight * num_images * queries + (1.0 - self.no_object_weight) * num_pairs
         return (total / weight).sum()
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """Objects and their queries; unmatched objects read query 0 and are masked out of every sum."""
+
+    query: Tensor  # [L, B, N] long
+    is_pair: Tensor  # [L, B, N] bool
+    labels: Tensor  # [B, N] long
+
+    def class_logits(self, logits: Tensor) -> Tensor:
+        """[L, B, N] float32 logit of each object's class at its query, from [L, B, Q, C]."""
+        flat = logits.flatten(2)  # [L, B, Q * C]
+        return flat.gather(2, self.query * logits.shape[-1] + self.labels).float()
+
+    def total(self, values: Tensor) -> Tensor:
+        """[L] sum over the pairs of values [L, B, N]."""
+        return values.where(self.is_pair, 0.0).sum((1, 2))
 
 
 def _focal_term(logits: Tensor, gamma: float) -> Tensor:
@@ -193,20 +199,20 @@ def _focal_term(logits: Tensor, gamma: float) -> Tensor:
     return logits.sigmoid().pow(gamma) * functional.softplus(logits)
 
 
-def _class_logits(logits: Tensor, labels: Tensor, query: Tensor) -> Tensor:
-    """[L, B, N] the logit of each object's class at its query [L, B, N]."""
-    classes = logits.shape[-1]
-    return logits.flatten(2).gather(2, query * classes + labels)
-
-
-def _box_losses(boxes: Tensor, targets: Tensor, query: Tensor, is_pair: Tensor) -> tuple[Tensor, Tensor]:
+def _box_losses(boxes: Tensor, targets: Tensor, pairs: _Pairs) -> tuple[Tensor, Tensor]:
     """L1 and 1 - GIoU of the pairs, summed: two scalars."""
-    predicted = boxes.gather(2, query[..., None].expand(*query.shape, 4)).float()  # [L, B, N, 4]
+    index = pairs.query[..., None].expand(*pairs.query.shape, 4)
+    predicted = boxes.gather(2, index).float()  # [L, B, N, 4]
     wanted = targets.float().expand_as(predicted)
     distance = (predicted - wanted).abs().sum(-1)  # [L, B, N]
-    return (distance * is_pair).sum(), ((1.0 - aligned_giou(predicted, wanted)) * is_pair).sum()
+    return pairs.total(distance).sum(), pairs.total(1.0 - aligned_giou(predicted, wanted)).sum()
 
 
 def _proposal_view(proposals: Proposals) -> DetrView:
     """Proposals as a decoder of one layer whose queries are the memory tokens."""
     return DetrView(proposals.logits[None], None, proposals.boxes[None], (), (), ())
+
+
+def _without_classes(targets: Targets) -> Targets:
+    """The same objects, all of class 0: proposals only tell object from background."""
+    return Targets(torch.zeros_like(targets.labels), targets.boxes, targets.is_object, targets.counts)
