@@ -223,8 +223,8 @@ class CocoEvaluator:
             )
         if len(rows) and not 0 <= rows[:, 1].min() <= rows[:, 1].max() < len(self._category_ids):
             raise DataError(
-                f"Image {image_id} has detections of class {int(rows[:, 1].max())}, but there are category ids "
-                f"for {len(self._category_ids)} classes: give one for each class of the model, -1 for unknown."
+                f"Image {image_id} has detections of class {int(rows[:, 1].max())}, but category ids are "
+                f"given for {len(self._category_ids)} classes: give one for each class of the model."
             )
         self._rows.setdefault(image_id, rows)
 
