@@ -5,10 +5,8 @@ spreads each query's weight from those points to the four cells around them, so 
 costs one scatter of (queries x heads x levels x points x 4) numbers and no [B, Q, S] matrix is ever built.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
@@ -27,22 +25,6 @@ class SamplingInputs:
     module: Any  # has Linears ``sampling_offsets`` and ``attention_weights``, and n_heads, n_levels, n_points
     queries: Tensor  # [B, Q, D] hidden states plus position embeddings
     reference: Tensor  # [B, Q, levels or 1, 2 or 4] points (x, y) or boxes cxcywh, fractions of the canvas
-
-
-@contextmanager
-def record_calls(modules: Sequence[nn.Module]) -> Iterator[list[dict[str, Any]]]:
-    """Arguments, by name, of every call of ``modules`` inside the block, in the order of the calls."""
-    calls: list[dict[str, Any]] = []
-
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append(dict(zip(signature(module.forward).parameters, args, strict=False)) | kwargs)
-
-    handles = [module.register_forward_pre_hook(record, with_kwargs=True) for module in modules]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def sampling_inputs(module: nn.Module, call: dict[str, Any], first_query: int = 0) -> SamplingInputs:

@@ -1,7 +1,5 @@
 """RT-DETR (Zhao et al. 2023): sigmoid heads, denoising queries in training, no padding mask."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +9,8 @@ from transformers.loss.loss_rt_detr import RTDetrLoss
 from qskd.data.batch import Batch
 from qskd.errors import ConfigError, DataError
 from qskd.models.adapter import DetrAdapter, MatchCosts, Need, OwnLoss, Reading
-from qskd.models.attention_deformable import deformable_attention, record_calls, sampling_inputs
+from qskd.models.attention_deformable import deformable_attention, sampling_inputs
+from qskd.models.hooks import float32_outputs, record_calls
 from qskd.models.view import AttentionReader, DetrView
 
 
@@ -70,7 +69,8 @@ class RTDetrAdapter(DetrAdapter):
         objects = batch.targets.total if with_loss else 0
         labels = batch.targets.as_huggingface() if objects else None
         modules = [layer.encoder_attn for layer in self._network.decoder.layers] if capture_attention else []
-        with _float32_boxes(self._network, batch.pixels.device), record_calls(modules) as calls:
+        widened = float32_outputs(self._network.decoder_input_proj, batch.pixels.device)
+        with widened, record_calls(modules) as calls:
             output = self.model(pixel_values=self.normalise(batch), labels=labels, return_dict=True)
         denoising = output.denoising_meta_values
         skipped = denoising["dn_num_split"][0] if denoising else 0
@@ -156,23 +156,3 @@ class _MatchNothing(nn.Module):
 
 def _no_padding(level: Tensor) -> Tensor:
     return torch.zeros_like(level[:, 0], dtype=torch.bool)  # [B, h, w]
-
-
-@contextmanager
-def _float32_boxes(network: Any, device: torch.device) -> Iterator[None]:
-    """Keep anchors, reference points and boxes in float32 inside autocast.
-
-    The network computes them in the type of the decoder's input, and eight bits of mantissa are whole pixels.
-    """
-    if not torch.is_autocast_enabled(device.type):
-        yield
-        return
-    handles = [
-        projection.register_forward_hook(lambda _module, _inputs, projected: projected.float())
-        for projection in network.decoder_input_proj
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
