@@ -25,7 +25,7 @@ Objects = tuple[NDArray[np.int64], NDArray[np.float64]]
 """Labels [N] and boxes [N, 4]."""
 
 Transform = Callable[[Tensor, Objects, np.random.Generator], tuple[Tensor, Objects]]
-"""(pixels [3, h, w] uint8, (labels, corners in pixels), randomness) to (pixels, (labels, cxcywh fractions))."""
+"""(pixels [3, h, w] uint8, (labels, corners in pixels), random) to (pixels, (labels, cxcywh fractions))."""
 
 _CROP_TRIES = 24
 _FILL = (124, 116, 104)  # ImageNet's mean, what zoomed-out images lie on: 0 after normalisation
@@ -64,7 +64,8 @@ class ImageSize:
         """
         if self.square is not None:
             return self.square, self.square
-        assert self.shortest_edge is not None and self.longest_edge is not None
+        assert self.shortest_edge is not None
+        assert self.longest_edge is not None
         short, long = min(height, width), max(height, width)
         edge, exact = self.shortest_edge, None
         if long / short * edge > self.longest_edge:
@@ -98,8 +99,8 @@ class Augmentation:
                 raise ConfigError(f"Augmentation.{field.name} is {value}; expected 0 to 1.")
         if self.crop + self.zoom_out > 1:
             raise ConfigError(
-                f"Augmentation: crop ({self.crop}) and zoom_out ({self.zoom_out}) exclude each other, so their "
-                "probabilities may add up to 1 at most."
+                f"Augmentation: crop ({self.crop}) and zoom_out ({self.zoom_out}) exclude each other, so "
+                "their probabilities may add up to 1 at most."
             )
         if not self.crop_area or not self.zoom_out_side:
             raise ConfigError("Augmentation: crop_area and zoom_out_side must be above 0.")
@@ -112,7 +113,7 @@ class Augmentation:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Which part of an image goes where in the output; rectangles are (left, top, width, height) in pixels."""
+    """Which part of an image goes where in the output; rectangles are (left, top, width, height), pixels."""
 
     source: tuple[int, int, int, int]
     target: tuple[int, int, int, int]
@@ -217,7 +218,7 @@ def crop_window(
 def zoomed_out(
     output: tuple[int, int], smallest_side: float, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Where in the output (height, width) a smaller version of it goes: (left, top, width, height), pixels."""
+    """Where in the output (height, width) its smaller version goes: (left, top, width, height), pixels."""
     scale = rng.uniform(smallest_side, 1)
     height, width = (max(1, round(side * scale)) for side in output)
     left, top = rng.integers(output[1] - width + 1), rng.integers(output[0] - height + 1)

@@ -343,8 +343,16 @@ def _read_annotations(
     counts = np.bincount(image[order], minlength=len(images))
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     single = np.bincount(image[order][~crowd[order]], minlength=len(images))
-    columns = (ids, label_of[category], clipped, file_boxes, areas, crowd)
-    return Annotations(*(column[order] for column in columns), starts, starts[:-1] + single)
+    return Annotations(
+        ids=ids[order],
+        labels=label_of[category][order],
+        boxes=clipped[order],
+        file_boxes=file_boxes[order],
+        areas=areas[order],
+        is_crowd=crowd[order],
+        starts=starts,
+        crowd_starts=starts[:-1] + single,
+    )
 
 
 def _positions(
@@ -357,8 +365,8 @@ def _positions(
     at = np.searchsorted(known, wanted, sorter=order).clip(max=max(len(known) - 1, 0))
     if len(lost := np.flatnonzero(known[order][at] != wanted) if len(known) else np.arange(1)):
         raise DataError(
-            f"{path}: annotation id {annotations[lost[0]]} belongs to {what} {wanted[lost[0]]}, which the file "
-            f"does not describe ({len(lost)} such annotations). Remove them or add the {what}."
+            f"{path}: annotation id {annotations[lost[0]]} belongs to {what} {wanted[lost[0]]}, which the "
+            f"file does not describe ({len(lost)} such annotations). Remove them or add the {what}."
         )
     return order[at]
 
@@ -386,7 +394,8 @@ def _usable(
             for row in np.flatnonzero(where)[:_NAMED]
         ]
         problems.add(kind, named, int(where.sum()))
-    return ~(degenerate | outside)
+    usable: NDArray[np.bool_] = ~(degenerate | outside)
+    return usable
 
 
 def _areas(

@@ -20,8 +20,8 @@ def entries(path: Path, content: Entry, key: str) -> list[Entry]:
     rows = content.get(key)
     if key not in content:
         raise DataError(
-            f"{path}: has no '{key}', only {sorted(content)[:10]}. A COCO file has 'images', 'annotations' and "
-            "'categories'."
+            f"{path}: has no '{key}', only {sorted(content)[:10]}. A COCO file has 'images', 'annotations' "
+            "and 'categories'."
         )
     if not isinstance(rows, list):
         raise DataError(f"{path}: '{key}' is a {type(rows).__name__}, expected a list.")
@@ -104,8 +104,8 @@ def bboxes(path: Path, rows: Sequence[Entry], ids: NDArray[np.int64]) -> NDArray
         return np.zeros((0, 4))
     at = next((at for at, value in enumerate(values) if not _is_bbox(value)), 0)
     raise DataError(
-        f"{path}: annotation id {ids[at]} has bbox {values[at]!r:.120}; expected four finite numbers [left, top, "
-        "width, height] in pixels."
+        f"{path}: annotation id {ids[at]} has bbox {values[at]!r:.120}; expected four finite numbers [left, "
+        "top, width, height] in pixels."
     )
 
 
