@@ -1,21 +1,23 @@
 """Random weights a detector can be trained from.
 
-Building a Hugging Face DETR from its configuration draws weights that its checkpoints overwrite at once: linear
-layers with a standard deviation of 0.01 or 0.02, RT-DETR's batch-norm scales around 0 (its encoder then
-answers 1e-7 everywhere), backbones frozen at random values. Here the layers are drawn as in the papers' own code.
+Built from its configuration alone, a Hugging Face DETR gets weights meant to be overwritten by a checkpoint:
+linear layers with a standard deviation of 0.01 or 0.02, RT-DETR's batch-norm scales around 0 (its encoder then
+answers 1e-7 everywhere), backbones frozen at random values. Here layers are drawn as in the papers' own code.
 """
 
 import math
 import re
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_CLASS_HEAD = re.compile(r"(class_embed(\.\d+)?|class_labels_classifier|enc_score_head)$")
+CLASS_HEAD = re.compile(r"(class_embed(\.\d+)?|class_labels_classifier|enc_score_head)$")
 _BOX_HEAD = re.compile(r"(bbox_embed(\.\d+)?|bbox_predictor|enc_bbox_head)\.layers\.\d+$")
 _BACKBONE = re.compile(r"(^|\.)backbone\.")
 _DEFORMABLE_ATTENTION = re.compile(r"MultiscaleDeformableAttention$")
-_SOFTMAX_FAMILIES = frozenset({"detr"})
+_POSITIONS = ("row_embeddings", "column_embeddings")  # learned ones: uniform, as Hugging Face draws them
+SOFTMAX_FAMILIES = frozenset({"detr"})
 _PRIOR = 0.01  # probability of every class before training, as in the focal loss paper
 
 
@@ -29,9 +31,9 @@ class TrainableBatchNorm2d(nn.BatchNorm2d):
         super().__init__(num_features, eps=eps)
         self.num_batches_tracked = None
 
-    def _load_from_state_dict(self, *args: object) -> None:  # type: ignore[override]
+    def _load_from_state_dict(self, *args: Any) -> None:
         # The parent would invent a batch counter for states that were saved without metadata.
-        nn.Module._load_from_state_dict(self, *args)  # type: ignore[arg-type]
+        nn.Module._load_from_state_dict(self, *args)
 
 
 @torch.no_grad()
@@ -42,11 +44,11 @@ def initialise_detector(model: nn.Module) -> None:
         model: a Hugging Face DETR for detection; changed in place. Random numbers come from torch's global
             generator.
 
-    Source: the published code of each family. Linear layers and 1x1 projections of Deformable DETR are Xavier
+    Source: the published code of each family. Linear layers and Deformable DETR's projections are Xavier
     uniform, other convolutions and the norms PyTorch's defaults, queries N(0, 1), the last layer of box heads 0
     (not DETR's, whose queries would be alike), class biases log(p / (1 - p)) with p = 0.01 for sigmoid heads.
-    Departure: RT-DETR's linear layers are Xavier as well, where its code leaves PyTorch's default, and Deformable
-    DETR's box heads all start with quarter-size boxes.
+    Departure: RT-DETR's linear layers are Xavier as well, where its code leaves PyTorch's default, and all of
+    Deformable DETR's box heads, not the first alone, start with small boxes.
     """
     family = str(model.config.model_type)  # type: ignore[union-attr]
     kept: set[int] = set()  # deformable attention is drawn well by Hugging Face
@@ -56,19 +58,22 @@ def initialise_detector(model: nn.Module) -> None:
         if _DEFORMABLE_ATTENTION.search(type(module).__name__):
             kept.update(map(id, module.modules()))
         if id(module) not in kept:
-            _draw(module, xavier_convolutions=family == "deformable_detr")
+            _draw(name, module, xavier_convolutions=family == "deformable_detr")
     if family != "detr":
         _zero_box_heads(model, family)
-    if family not in _SOFTMAX_FAMILIES:
+    if family not in SOFTMAX_FAMILIES:
         _fill_class_priors(model)
 
 
-def _draw(module: nn.Module, *, xavier_convolutions: bool) -> None:
+_RESET = (nn.Conv1d, nn.Conv2d, nn.BatchNorm2d, nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
+
+
+def _draw(name: str, module: nn.Module, *, xavier_convolutions: bool) -> None:
     if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and xavier_convolutions):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif (isinstance(module, nn.Embedding) and "PositionEmbedding" not in type(module).__name__) or isinstance(module, (nn.Conv1d, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.PReLU)):
+    elif isinstance(module, _RESET) and not name.endswith(_POSITIONS):
         module.reset_parameters()
 
 
@@ -86,7 +91,7 @@ def _zero_box_heads(model: nn.Module, family: str) -> None:
 
 def _fill_class_priors(model: nn.Module) -> None:
     for name, module in model.named_modules(remove_duplicate=False):
-        if _CLASS_HEAD.search(name) and isinstance(module, nn.Linear):
+        if CLASS_HEAD.search(name) and isinstance(module, nn.Linear):
             nn.init.constant_(module.bias, class_bias())
 
 
@@ -129,7 +134,7 @@ def _trainable(frozen: nn.Module) -> TrainableBatchNorm2d:
 def unfreeze_later_stages(model: nn.Module) -> None:
     """Train all but the stem and the first stage of a pretrained Hugging Face ResNet, as DETR's code does.
 
-    Hugging Face means to, but looks for ``stage.1`` where its ResNet says ``stages.1``, and so freezes it all.
+    Hugging Face means to, but looks for ``stage.1`` where its ResNet says ``stages.1`` and so freezes all of it.
     """
     backbone = backbone_of(model)
     for name, parameter in backbone.named_parameters():

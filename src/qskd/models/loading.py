@@ -1,7 +1,9 @@
 """From a hub id, a folder or a configuration to an adapter."""
 
+import copy
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +14,12 @@ from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConf
 
 from qskd.errors import CheckpointError, ConfigError
 from qskd.models.adapter import DetrAdapter
+from qskd.models.classes import change_classes
 from qskd.models.families import adapter_class
-from qskd.models.initialising import initialise_detector, thaw_backbone
+from qskd.models.initialising import initialise_detector, thaw_backbone, unfreeze_later_stages
 from qskd.models.processors import default_pixel_norm, pixel_norm_of
+
+_log = logging.getLogger(__name__)
 
 BoxFrame = Literal["content", "canvas"]
 
@@ -60,6 +65,7 @@ def load_model(
     except (OSError, RuntimeError, ImportError, ValueError) as error:
         raise _unloadable(source, error) from error
     _check_complete(source, info)
+    unfreeze_later_stages(model)
     return family(model, pixel_norm=pixel_norm_of(source, config.model_type), box_frame=box_frame)
 
 
@@ -84,7 +90,7 @@ def _checked_source(name_or_path: str | Path) -> str:
 
 def _looks_like_path(name: str | Path) -> bool:
     text = str(name)
-    return isinstance(name, Path) or text.startswith((".", "/", "~")) or (text.count("/") != 1 and "/" in text)
+    return isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1
 
 
 def _read_config(source: str, trust_remote_code: bool) -> Any:
@@ -114,7 +120,8 @@ def _check_complete(source: str, info: Mapping[str, Any]) -> None:
         )
     if reshaped:
         raise CheckpointError(
-            f"{source} holds {len(reshaped)} weights of another shape than its config.json: {_first(reshaped)}."
+            f"{source} holds {len(reshaped)} weights of other shapes than its config.json says: "
+            f"{_first(reshaped)}."
         )
 
 
@@ -153,7 +160,7 @@ def new_model(
 
 
 def build(config: Any) -> nn.Module:
-    """A model with random float32 weights from its configuration, in evaluation mode as ``from_pretrained``'s.
+    """A model with Hugging Face's random weights, float32, in evaluation mode as ``from_pretrained`` returns it.
 
     Raises:
         ConfigError: the family refuses the configuration.
@@ -210,6 +217,31 @@ def _from_fields(fields: dict[str, Any], origin: str) -> Any:
         return AutoConfig.for_model(model_type, **fields)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{origin} is no valid {model_type} configuration: {error}") from error
+
+
+def with_class_names(adapter: DetrAdapter, class_names: Sequence[str]) -> DetrAdapter:
+    """The same detector, predicting the given classes.
+
+    Head rows (and RT-DETR's label embeddings) of classes that have the same name are kept, in their new places;
+    rows of other classes are random, as before training. Which are which is logged.
+
+    Args:
+        adapter: left as it is; the answer holds a copy unless names and order agree already.
+        class_names: in the order of the data's class indices.
+
+    Raises:
+        ConfigError: no class names.
+        LabelMapError: class names that cannot be told apart.
+    """
+    if not class_names:
+        raise ConfigError("A detector needs at least one class; no class names were given.")
+    if adapter.id2label == dict(enumerate(class_names)):
+        return adapter
+    model = copy.deepcopy(adapter.model)
+    kept = change_classes(model, class_names)
+    fresh = [name for name in class_names if name not in kept]
+    _log.info("Kept the head rows of %d of %d classes; new: %s", len(kept), len(class_names), fresh or "none")
+    return type(adapter)(model, pixel_norm=adapter.pixel_norm, box_frame=adapter.box_frame)
 
 
 def as_teacher(adapter: DetrAdapter) -> DetrAdapter:

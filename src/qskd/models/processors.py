@@ -45,7 +45,7 @@ def pixel_norm_of(name_or_path: str | Path, model_type: str) -> PixelNorm:
     settings: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
     if not settings.get("do_rescale", True):
         raise CheckpointError(
-            f"{found} says do_rescale: false, so the model takes pixels in [0, 255]; qskd feeds pixels in [0, 1]. "
+            f"{found} says do_rescale: false, so the model takes pixels in [0, 255]; qskd feeds [0, 1]. "
             "Use a checkpoint whose image processor rescales."
         )
     return _norm_from(settings, model_type)

@@ -1,0 +1,161 @@
+"""The backbones a derived student may have: ResNets by name, others from a folder or the hub."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoBackbone, AutoConfig, ResNetConfig, RTDetrResNetConfig
+
+from qskd.errors import CheckpointError, ConfigError
+from qskd.models.families import FAMILIES
+from qskd.models.initialising import backbone_of
+from qskd.models.loading import load_model
+
+_RESNETS: dict[str, tuple[str, tuple[int, int, int, int]]] = {
+    "resnet18": ("basic", (2, 2, 2, 2)),
+    "resnet34": ("basic", (3, 4, 6, 3)),
+    "resnet50": ("bottleneck", (3, 4, 6, 3)),
+    "resnet101": ("bottleneck", (3, 4, 23, 3)),
+    "resnet152": ("bottleneck", (3, 8, 36, 3)),
+}
+"""Block and blocks per stage. Source: He et al. 2016, table 1; stem and strides are those of Hugging Face's
+ResNet, or of RT-DETR's own variant, whose stem has three convolutions."""
+
+_WIDTHS = {"basic": (64, 128, 256, 512), "bottleneck": (256, 512, 1024, 2048)}
+_WIDTH_STEP = 8  # scaled channels are multiples of it
+_STAGES = ("stage1", "stage2", "stage3", "stage4")
+
+
+def is_resnet_name(backbone: str) -> bool:
+    """Whether the name stands for a ResNet that needs no file."""
+    return backbone in _RESNETS
+
+
+def backbone_config(backbone: str, family: str, levels: int) -> Any:
+    """The configuration of a backbone that gives a detector its last feature maps.
+
+    Args:
+        backbone: a ResNet's name, a folder or a hub id.
+        family: the detector's; RT-DETR has its own ResNets.
+        levels: how many maps the detector takes from it, the coarsest last.
+
+    Raises:
+        ConfigError: the name is unknown and neither a folder nor a hub id with a configuration.
+    """
+    if is_resnet_name(backbone):
+        return _resnet(backbone, family, levels)
+    try:
+        config = AutoConfig.from_pretrained(backbone)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"No backbone '{backbone}'. Give one of {', '.join(_RESNETS)}, or a folder or hub id of a Hugging "
+            f"Face backbone ({str(error).strip().splitlines()[0]})"
+        ) from error
+    names = getattr(config, "stage_names", None)
+    if not names:
+        raise ConfigError(f"'{backbone}' is a {config.model_type}, which gives no feature maps by stage.")
+    config.set_output_features_output_indices(out_features=list(names[-levels:]), out_indices=None)
+    return config
+
+
+def _resnet(name: str, family: str, levels: int) -> Any:
+    block, depths = _RESNETS[name]
+    kind = RTDetrResNetConfig if family == "rt_detr" else ResNetConfig
+    return kind(
+        layer_type=block,
+        depths=list(depths),
+        hidden_sizes=list(_WIDTHS[block]),
+        out_features=list(_STAGES[-levels:]),
+    )
+
+
+def scaled(config: Any, width: float) -> Any:
+    """A ResNet's configuration with its channels times ``width``, rounded to multiples of 8.
+
+    Raises:
+        ConfigError: the width is not positive, or the backbone is no Hugging Face ResNet.
+    """
+    if width <= 0:
+        raise ConfigError(f"backbone_width is {width}, expected a positive factor such as 0.5.")
+    if config.model_type not in ("resnet", "rt_detr_resnet"):
+        raise ConfigError(
+            f"backbone_width scales ResNets, not a {config.model_type}. Name one: {', '.join(_RESNETS)}."
+        )
+    narrow = type(config).from_dict(config.to_dict())
+    narrow.embedding_size = _scaled_channels(config.embedding_size, width)
+    narrow.hidden_sizes = [_scaled_channels(channels, width) for channels in config.hidden_sizes]
+    return narrow
+
+
+def _scaled_channels(channels: int, width: float) -> int:
+    return max(round(channels * width / _WIDTH_STEP) * _WIDTH_STEP, _WIDTH_STEP)
+
+
+def channels_of(config: Any) -> list[int]:
+    """Channels of the maps a backbone gives, fine to coarse."""
+    return list(_weightless(config).channels)
+
+
+def same_architecture(first: Any, second: Any) -> bool:
+    """Whether the weights of one backbone, given by its configuration, fit the other: names and shapes."""
+    shapes = [
+        {name: tuple(tensor.shape) for name, tensor in _weightless(config).state_dict().items()}
+        for config in (first, second)
+    ]
+    return shapes[0] == shapes[1]
+
+
+def _weightless(config: Any) -> Any:
+    with torch.device("meta"):
+        return AutoBackbone.from_config(config)
+
+
+def load_backbone_weights(model: nn.Module, source: str) -> None:
+    """Fill a detector's backbone from a pretrained one.
+
+    Args:
+        model: changed in place.
+        source: folder or hub id of a Hugging Face backbone of the same architecture, of an image classifier
+            with such a backbone, or of a detector, whose backbone is taken.
+
+    Raises:
+        CheckpointError: it cannot be read, or is of another architecture.
+    """
+    target = backbone_of(model)
+    given = _without_counters(_pretrained_backbone(source, model).state_dict())
+    own = _without_counters(target.state_dict())
+    unlike = sorted(name for name in own if name not in given or given[name].shape != own[name].shape)
+    if unlike:
+        raise CheckpointError(
+            f"{source} is a backbone of another architecture: {len(unlike)} of {len(own)} weights are absent "
+            f"or of another shape, for example {unlike[0]}. Name the backbone these weights belong to."
+        )
+    target.load_state_dict({name: given[name] for name in own}, strict=False)
+
+
+def _pretrained_backbone(source: str, model: nn.Module) -> nn.Module:
+    try:
+        config = AutoConfig.from_pretrained(source)
+        if config.model_type in FAMILIES:
+            return backbone_of(load_model(source).model)
+        settings: Any = model.config.backbone_config  # type: ignore[union-attr]
+        backbone, info = AutoBackbone.from_pretrained(
+            source,
+            out_features=list(settings.out_features),
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"No backbone weights in '{source}': {str(error).strip().splitlines()[0]} "
+            "Without a network, give a folder."
+        ) from error
+    missing = [name for name in info["missing_keys"] if not name.endswith("num_batches_tracked")]
+    if missing or info["mismatched_keys"]:
+        raise CheckpointError(f"{source} lacks weights of its backbone, for example {sorted(missing)[:3]}.")
+    result: nn.Module = backbone
+    return result
+
+
+def _without_counters(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}

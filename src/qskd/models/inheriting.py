@@ -1,0 +1,163 @@
+"""Weights handed down from one model of a family to another, and the report of what arrived."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qskd.models.classes import class_rows, copy_rows, is_class_layer
+
+_QUERIES = re.compile(r"(query_position_embeddings|query_refpoint_embeddings|weight_embedding)$")
+_BACKBONE = re.compile(r"(^|\.)backbone\.")
+_DECODER_LAYER = re.compile(r"(decoder\.layers|class_embed|bbox_embed)\.(\d+)(?=\.|$)")
+_ENCODER_LAYER = re.compile(r"(encoder(?:\.aifi\.\d+)?\.layers)\.(\d+)(?=\.|$)")
+
+_GROUPS: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("backbone", _BACKBONE),
+    ("class heads", re.compile(r"class_embed|class_labels_classifier|enc_score_head")),
+    ("box heads", re.compile(r"bbox_embed|bbox_predictor|enc_bbox_head")),
+    ("queries", re.compile(r"query_position_embeddings|query_refpoint_embeddings|weight_embedding|patterns")),
+    ("encoder", re.compile(r"\bencoder\.")),
+    ("decoder", re.compile(r"\bdecoder\.")),
+    ("projections", re.compile(r"")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class InheritedGroup:
+    """Numbers of one part of a model."""
+
+    name: str
+    inherited: int  # weights, normalisation statistics included, that came from the other model
+    total: int  # weights the part has
+
+
+@dataclass(frozen=True, slots=True)
+class InheritReport:
+    """What a model took over from another."""
+
+    groups: tuple[InheritedGroup, ...]
+    notes: tuple[str, ...] = ()  # sentences for the reader: layers, classes, warnings
+
+    @property
+    def inherited(self) -> int:
+        """Weights taken over, of the whole model."""
+        return sum(group.inherited for group in self.groups)
+
+    @property
+    def total(self) -> int:
+        """Weights of the whole model."""
+        return sum(group.total for group in self.groups)
+
+    def as_table(self) -> str:
+        """One line per part of the model, the sum, and the notes."""
+        rows = [*self.groups, InheritedGroup("all", self.inherited, self.total)]
+        lines = [f"{'part':<12} {'inherited':>12} {'weights':>12}"]
+        lines += [
+            f"{row.name:<12} {row.inherited:>12,} {row.total:>12,}  {_share(row.inherited, row.total)}"
+            for row in rows
+        ]
+        return "\n".join([*lines, *self.notes])
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:5.1f} %" if whole else ""
+
+
+def layer_choice(target_layers: int, source_layers: int) -> tuple[int, ...]:
+    """The source layer each target layer starts from: evenly spaced, the last from the last.
+
+    Six layers to three: 1, 3 and 5, counted from 0. A target with more layers than the source repeats some.
+    """
+    step = source_layers / target_layers
+    return tuple(max(round((layer + 1) * step) - 1, 0) for layer in range(target_layers))
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """How the parts of the target correspond to those of the source."""
+
+    encoder: tuple[int, ...]  # source layer of each target layer
+    decoder: tuple[int, ...]
+    source_decoder_layers: int
+    rows: tuple[int, ...]  # source row of every target class, the extra row of a head not counted; -1: none
+    source_classes: int
+    backbone: bool = True  # whether the backbones have the same architecture
+
+    def source_name(self, name: str) -> str:
+        """The name, in the source, of a module of the target."""
+        if _BACKBONE.search(name):
+            return name
+        name = _DECODER_LAYER.sub(lambda match: f"{match[1]}.{self._decoder_layer(int(match[2]))}", name)
+        return _ENCODER_LAYER.sub(lambda match: f"{match[1]}.{self.encoder[int(match[2])]}", name)
+
+    def _decoder_layer(self, layer: int) -> int:
+        if layer < len(self.decoder):
+            return self.decoder[layer]
+        return self.source_decoder_layers + layer - len(self.decoder)  # a two-stage model's proposal head
+
+
+@torch.no_grad()
+def inherit_weights(target: nn.Module, source: nn.Module, lineage: Lineage) -> InheritReport:
+    """Copy what agrees in name and shape; class layers by class name, queries from the first on.
+
+    A module is copied whole or not at all (a bias without its weight is worth nothing). A module that only the
+    first decoder layer has, as in Conditional and DAB DETR, comes from the source's first.
+
+    Args:
+        target: changed in place.
+        source: of the same family.
+        lineage: which layer, row and part comes from which.
+    """
+    modules = dict(source.named_modules(remove_duplicate=False))
+    taken: dict[int, int] = {}  # weights copied, by the address of the target's tensor
+    for name, module in target.named_modules(remove_duplicate=False):
+        if not lineage.backbone and _BACKBONE.search(f"{name}."):
+            continue
+        origin = modules.get(lineage.source_name(name), modules.get(name))
+        if origin is None:
+            continue
+        for tensor, count in _copy_module(name, module, origin, lineage):
+            taken[tensor.data_ptr()] = count
+    return InheritReport(_count(target, taken))
+
+
+def _copy_module(
+    name: str, module: nn.Module, origin: nn.Module, lineage: Lineage
+) -> list[tuple[Tensor, int]]:
+    own, theirs = _own_state(module), _own_state(origin)
+    if not own or own.keys() != theirs.keys():
+        return []
+    pairs = [(tensor, theirs[key]) for key, tensor in own.items()]
+    if is_class_layer(name):
+        return copy_rows(pairs, class_rows(len(pairs[0][0]), lineage.rows, lineage.source_classes))
+    if _QUERIES.search(name):
+        return copy_rows(pairs, range(min(len(pairs[0][0]), len(pairs[0][1]))))
+    if any(mine.shape != other.shape for mine, other in pairs):
+        return []
+    for mine, other in pairs:
+        mine.copy_(other)
+    return [(mine, mine.numel()) for mine, _ in pairs]
+
+
+def _own_state(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and saved buffers of a module itself, batch counters left out (frozen norms have none)."""
+    tensors = {**module._parameters, **module._buffers}
+    left_out = module._non_persistent_buffers_set | {"num_batches_tracked"}
+    return {key: tensor for key, tensor in tensors.items() if tensor is not None and key not in left_out}
+
+
+def _count(model: nn.Module, taken: Mapping[int, int]) -> tuple[InheritedGroup, ...]:
+    inherited: dict[str, int] = {name: 0 for name, _ in _GROUPS}
+    total = dict(inherited)
+    seen: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() in seen or name.endswith("num_batches_tracked"):
+            continue
+        seen.add(tensor.data_ptr())
+        group = next(group for group, pattern in _GROUPS if pattern.search(name))
+        total[group] += tensor.numel()
+        inherited[group] += taken.get(tensor.data_ptr(), 0)
+    return tuple(InheritedGroup(name, inherited[name], total[name]) for name, _ in _GROUPS if total[name])
