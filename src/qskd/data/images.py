@@ -62,7 +62,7 @@ def _check_size(path: Path, image: Image.Image, height: int, width: int) -> None
         raise DataError(
             f"{path}: its EXIF tag says that it has to be turned by 90 degrees to stand upright "
             f"({upright[0]} x {upright[1]}), but the annotation file gives the size before turning ({width} "
-            f"x {height}), so its boxes would not fit. If the boxes belong to the unturned pixels, remove the "
+            f"x {height}): its boxes would not fit. If the boxes belong to the unturned pixels, remove the "
             "EXIF orientation tag from the file; else exchange width and height in the annotation file."
         )
     raise DataError(

@@ -394,8 +394,7 @@ def _usable(
             for row in np.flatnonzero(where)[:_NAMED]
         ]
         problems.add(kind, named, int(where.sum()))
-    usable: NDArray[np.bool_] = ~(degenerate | outside)
-    return usable
+    return np.logical_not(degenerate | outside)
 
 
 def _areas(
