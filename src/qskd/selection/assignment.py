@@ -1,0 +1,122 @@
+"""Optimal one-to-one assignment, for all layers and images of a step in one go.
+
+The costs of every layer and image are computed together on the device, travel to the host in one copy, are
+solved there slice by slice (``scipy.optimize.linear_sum_assignment``) and travel back in one copy. The slices
+are solved in order on one thread: scipy keeps the interpreter lock, so a pool of threads would gain nothing.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from qskd.boxes import pairwise_giou
+from qskd.data.batch import Targets
+from qskd.models.adapter import MatchCosts
+from qskd.models.view import DetrView
+
+_HOPELESS = 1e6  # cost of a pair whose cost is not a number: the last to be chosen, yet no crash
+_TINY = 1e-8  # inside the focal cost's logarithms, as in the published detectors
+
+
+@torch.no_grad()
+def match_to_targets(
+    view: DetrView, targets: Targets, costs: MatchCosts, giou: Tensor | None = None
+) -> Tensor:
+    """The query matched to each object, by the detector's own bipartite matching, layer by layer.
+
+    Args:
+        view: predictions of L layers and B images.
+        targets: their objects; more objects than queries leave the most expensive objects unmatched.
+        costs: kind and weights of the costs.
+        giou: [L, B, N, Q] ``giou_to_objects(view.boxes, targets)``, where it is known already.
+
+    Returns:
+        [L, B, N] long on the view's device, -1 where an object has no query and where ``targets`` is padded.
+
+    Source: Carion et al. 2020 (DETR), section 3.1; Zhu et al. 2021 (Deformable DETR) for the focal cost.
+    """
+    if targets.total == 0:
+        shape = (view.num_layers, view.num_images, targets.labels.shape[1])
+        return torch.full(shape, -1, dtype=torch.long, device=view.logits.device)
+    cost = matching_cost(view, targets, costs, giou)
+    return assign(cost.masked_fill(~targets.is_object[:, :, None], torch.inf))
+
+
+@torch.no_grad()
+def matching_cost(view: DetrView, targets: Targets, costs: MatchCosts, giou: Tensor | None = None) -> Tensor:
+    """[L, B, N, Q] float32 cost of giving each query to each object; finite, also for broken predictions."""
+    if giou is None:
+        giou = giou_to_objects(view.boxes, targets)
+    boxes, objects = _at_least_float32(view.boxes), targets.boxes.to(giou.dtype)
+    with torch.autocast(boxes.device.type, enabled=False):
+        distance = torch.cdist(objects.expand(view.num_layers, -1, -1, -1), boxes.to(giou.dtype), p=1.0)
+        cost = costs.box_weight * distance - costs.giou_weight * giou
+        cost = cost + costs.class_weight * _class_cost(view, targets, costs)
+    return cost.nan_to_num(_HOPELESS, _HOPELESS, _HOPELESS).clamp(-_HOPELESS, _HOPELESS)
+
+
+@torch.no_grad()
+def giou_to_objects(boxes: Tensor, targets: Tensor | Targets) -> Tensor:
+    """GIoU of every object with every query: boxes [L, B, Q, 4] to [L, B, N, Q] in [-1, 1], -1 if undefined."""
+    objects = targets.boxes if isinstance(targets, Targets) else targets
+    return pairwise_giou(objects[None], boxes).nan_to_num(-1.0, -1.0, -1.0)
+
+
+def assign(cost: Tensor) -> Tensor:
+    """The cheapest one-to-one assignment of rows to columns, of every slice.
+
+    Args:
+        cost: [..., R, K]; +inf forbids a pair. As many allowed pairs as possible are made, and among those
+            assignments the cheapest is taken.
+
+    Returns:
+        [..., R] long on the device of ``cost``: the column of each row, -1 where it has none.
+    """
+    *leading, num_rows, num_columns = cost.shape
+    on_host = cost.detach().reshape(-1, num_rows, num_columns).cpu().numpy()
+    assigned = np.full(on_host.shape[:2], -1, dtype=np.int64)
+    for index, one in enumerate(on_host):
+        rows, columns = _solve(one)
+        assigned[index, rows] = columns
+    return torch.from_numpy(assigned).reshape(*leading, num_rows).to(cost.device)
+
+
+def _solve(cost: NDArray[np.floating]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows and columns of the pairs made in one slice [R, K]; rows and columns nobody wants are left out."""
+    allowed = np.isfinite(cost)
+    rows = np.flatnonzero(allowed.any(1))
+    columns = np.flatnonzero(allowed.any(0))
+    cost, allowed = cost[np.ix_(rows, columns)], allowed[np.ix_(rows, columns)]
+    if allowed.all():
+        chosen_rows, chosen_columns = linear_sum_assignment(cost)
+        return rows[chosen_rows], columns[chosen_columns]
+    finite = cost[allowed].astype(np.float64)
+    # One forbidden pair must cost more than whatever the allowed ones could save.
+    penalty = finite.max() + (finite.max() - finite.min() + 1.0) * (min(cost.shape) + 1)
+    chosen_rows, chosen_columns = linear_sum_assignment(np.where(allowed, cost, penalty))
+    kept = allowed[chosen_rows, chosen_columns]
+    return rows[chosen_rows[kept]], columns[chosen_columns[kept]]
+
+
+def _class_cost(view: DetrView, targets: Targets, costs: MatchCosts) -> Tensor:
+    """[L, B, N, Q] cost of each object's class, without its weight."""
+    index = targets.labels[None, :, None].expand(view.num_layers, -1, view.num_queries, -1)  # [L, B, Q, N]
+    logit = _at_least_float32(view.logits.gather(-1, index)).transpose(-1, -2)
+    if costs.kind == "softmax":
+        return -(logit - _log_total(view)[:, :, None]).exp()
+    probability = logit.sigmoid()
+    as_object = costs.alpha * (1 - probability) ** costs.gamma * -(probability + _TINY).log()
+    as_nothing = (1 - costs.alpha) * probability**costs.gamma * -(1 - probability + _TINY).log()
+    return as_object - as_nothing
+
+
+def _log_total(view: DetrView) -> Tensor:
+    """[L, B, Q] logarithm of the softmax's denominator."""
+    total = _at_least_float32(view.logits).logsumexp(-1)
+    return total if view.no_object is None else torch.logaddexp(total, _at_least_float32(view.no_object))
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
