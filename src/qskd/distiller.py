@@ -139,6 +139,12 @@ class Distiller(nn.Module):
             parts |= distilled
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
 
+    def one_term(self, batch: Batch, totals: StepTotals, teaching: Teaching, name: str) -> Tensor:
+        """The weighted loss of one distillation term alone, with its graph."""
+        reading = self.adapter.read(batch)
+        match = match_to_targets(reading.view, batch.targets, self.adapter.match_costs)
+        return _sum(self._term(name, reading, match, teaching, totals))
+
     def _match(self, reading: Reading, targets: Targets, needed: bool) -> Tensor | None:
         if self.criterion is None and not (needed and self.terms):
             return None
@@ -161,15 +167,23 @@ class Distiller(nn.Module):
     def _distillation(
         self, reading: Reading, match: Tensor, teaching: Teaching, totals: StepTotals, warmup: float
     ) -> dict[str, Tensor]:
+        parts: dict[str, Tensor] = {}
+        for name in self.terms:
+            parts |= {
+                part: loss * warmup
+                for part, loss in self._term(name, reading, match, teaching, totals).items()
+            }
+        return parts
+
+    def _term(
+        self, name: str, reading: Reading, match: Tensor, teaching: Teaching, totals: StepTotals
+    ) -> dict[str, Tensor]:
         if teaching.columns is not None:
             match = match.gather(2, teaching.columns.expand(match.shape[0], -1, -1))  # [L, B, N']
             match = match.masked_fill(~teaching.lesson.targets.is_object, -1)
         answer = StudentAnswer(reading.view, match)
-        parts: dict[str, Tensor] = {}
-        for name, term in self.terms.items():
-            losses = term(answer, teaching.lesson, teaching.prepared[name], totals.terms[name])
-            parts |= {part: loss * (self.weights[name] * warmup) for part, loss in losses.items()}
-        return parts
+        losses = self.terms[name](answer, teaching.lesson, teaching.prepared[name], totals.terms[name])
+        return {part: loss * self.weights[name] for part, loss in losses.items()}
 
 
 def _sum(parts: Mapping[str, Tensor]) -> Tensor:

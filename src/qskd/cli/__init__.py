@@ -1,1 +1,54 @@
-"""The command line: one thin file a command."""
+"""The command line: `qskd <command>`; one thin file a command: parse, call ``runs``, print."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS: dict[str, str] = {
+    "train": "train a detector plainly: a teacher, or a baseline",
+    "distill": "train a student under a teacher (QSKD)",
+    "eval": "COCO metrics of a model on a split",
+    "compare": "runs side by side: report.html, report.md, report.json",
+    "demo": "the whole job on drawn scenes, in a few minutes",
+    "env": "versions and devices, for a bug report",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the process's exit status (2 for bad input)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if given[0] in ("-V", "--version"):
+        from qskd import __version__
+
+        print(f"qskd {__version__}")
+        return 0
+    if given[0] not in COMMANDS:
+        print(f"qskd: unknown command '{given[0]}'. Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    # Imported here: `qskd --help` must not wait for torch.
+    from transformers.utils import logging
+
+    from qskd.errors import QskdError
+
+    logging.disable_progress_bar()
+    try:
+        return int(import_module(f"qskd.cli.{given[0]}").run(given[1:]))
+    except QskdError as error:
+        print(f"qskd {given[0]}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"qskd {given[0]}: interrupted", file=sys.stderr)
+        return 130
+
+
+def usage() -> str:
+    """The text of `qskd --help`."""
+    width = max(len(name) for name in COMMANDS)
+    rows = "\n".join(f"  {name.ljust(width)}  {what}" for name, what in COMMANDS.items())
+    return (
+        "usage: qskd <command> [options]\n\nMake a big detection transformer small.\n\n"
+        f"commands:\n{rows}\n\n`qskd <command> --help` shows a command's options."
+    )

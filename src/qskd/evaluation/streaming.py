@@ -8,7 +8,9 @@ from accelerate.utils import gather_object
 
 from qskd.data.batch import Batch
 from qskd.evaluation.coco_map import CocoEvaluator, CocoMetrics, detections_of
+from qskd.labels import LabelMap
 from qskd.models.adapter import DetrAdapter
+from qskd.models.relabel import to_student_classes
 
 
 @torch.inference_mode()
@@ -16,19 +18,32 @@ def evaluate_detector(
     adapter: DetrAdapter,
     batches: Iterable[Batch],
     evaluator: CocoEvaluator,
+    *,
+    label_map: LabelMap | None = None,
     accelerator: Accelerator | None = None,
+    subset: bool = False,
 ) -> CocoMetrics:
     """COCO metrics of a model over all batches; every process returns the metrics of all of them.
 
     Nothing accumulates but detections. The model is put into eval mode and left in the mode it was in.
+
+    Args:
+        adapter: the model, on its device.
+        batches: images with their ids and original sizes.
+        evaluator: holds the ground truth; its class indices are the data's.
+        label_map: from the data's classes to the model's; None when they are the same.
+        accelerator: gathers detections where there are several processes.
+        subset: the batches are not all images of the ground truth.
     """
     was_training = adapter.model.training
     adapter.model.eval()
     device = next(adapter.model.parameters()).device
     for batch in batches:
         view = adapter.read(batch.to(device, non_blocking=True)).view
+        if label_map is not None:
+            view = to_student_classes(view, label_map)
         evaluator.add(batch.image_ids, detections_of(view, batch.original_sizes))
     adapter.model.train(was_training)
     if accelerator is not None and accelerator.num_processes > 1:
         evaluator.merge(gather_object([evaluator.state()]))
-    return evaluator.result()
+    return evaluator.result(subset=subset)

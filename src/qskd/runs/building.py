@@ -137,3 +137,8 @@ def _read_config(path: Path) -> dict[str, object]:
         raise CheckpointError(f"There is no configuration {path}.") from error
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path} is not JSON: {error}.") from error
+
+
+def missing_option(name: str, what: str) -> ConfigError:
+    """The error for a required option that was not given."""
+    return ConfigError(f"{name} was not given; it takes {what}.")

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from transformers import (
 from transformers.trainer_callback import ProgressCallback
 
 from qskd.trainer.ema import ModelAverage
+
+_HIDDEN = {"epoch", "step", "total_flos", "learning_rate"}
 
 
 class AverageCallback(TrainerCallback):  # type: ignore[misc]
@@ -62,7 +66,28 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
 
 
 class Console(ProgressCallback):  # type: ignore[misc]
-    """One clear line per log, below a progress bar."""
+    """One clear line per log, below a progress bar where there is a terminal."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A bar, unless it was switched off or would fill a file."""
+        if not args.disable_tqdm and sys.stderr.isatty():
+            super().on_train_begin(args, state, control, **kwargs)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Move the bar, where there is one."""
+        if self.training_bar is not None:
+            super().on_step_end(args, state, control, **kwargs)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the bar, where there is one."""
+        if self.training_bar is not None:
+            super().on_train_end(args, state, control, **kwargs)
 
     def on_log(
         self,
@@ -97,8 +122,17 @@ def _line(state: TrainerState, logs: dict[str, Any]) -> str:
         return f"{head}  " + "  ".join(f"{key} {100 * value:.1f}" for key, value in shown.items())
     if "train_runtime" in logs:
         return f"{head}  trained for {logs['train_runtime']:.0f} s, mean loss {logs.get('train_loss', math.nan):.4g}"
-    hidden = {"epoch", "step", "total_flos"}
-    return f"{head}  " + "  ".join(f"{key} {_short(value)}" for key, value in logs.items() if key not in hidden)
+    return f"{head}  " + "  ".join(f"{key} {_short(value)}" for key, value in _grouped(logs).items())
+
+
+def _grouped(logs: dict[str, Any]) -> dict[str, Any]:
+    """The entry without what everybody knows, and the parts of each layer added up: loss_bbox_aux_0 to loss_bbox."""
+    shown: dict[str, Any] = {}
+    for key, value in logs.items():
+        name = re.sub(r"^(loss_[a-z]+)_.*", r"\1", key)
+        if name not in _HIDDEN:
+            shown[name] = shown.get(name, 0.0) + value
+    return shown
 
 
 def _short(value: Any) -> str:

@@ -52,6 +52,8 @@ class DistillationConfig(TrainingArguments):
         self.logging_nan_inf_filter = False
         self._refuse_what_cannot_work()
         super().__post_init__()
+        if self.device.type != "cuda":
+            self.dataloader_pin_memory = False
 
     def _refuse_what_cannot_work(self) -> None:
         if not 0.0 <= self.ema_decay < 1.0:

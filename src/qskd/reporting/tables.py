@@ -1,0 +1,31 @@
+"""Numbers as lines and tables of text."""
+
+from collections.abc import Mapping
+from typing import Any
+
+SHOWN = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+
+
+def percent(value: float | None) -> str:
+    """A metric in [0, 1] as a percentage with one decimal; a dash where it is undefined."""
+    return "-" if value is None or value != value else f"{100 * value:.1f}"
+
+
+def metrics_line(metrics: Mapping[str, Any]) -> str:
+    """The six AP numbers on one line."""
+    return "  ".join(f"{name} {percent(metrics.get(name))}" for name in SHOWN)
+
+
+def text_table(header: list[str], rows: list[list[str]]) -> str:
+    """Columns aligned with spaces; the first to the left, the others to the right."""
+    table = [header, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)

@@ -1,0 +1,181 @@
+"""One distillation, from options to a finished folder; `qskd distill`."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from qskd.data.transforms import ImageSize
+from qskd.distiller import Distiller, TeacherSide
+from qskd.errors import ConfigError
+from qskd.evaluation.cost import cost_of
+from qskd.labels import LabelMap
+from qskd.losses.presets import MethodSettings, build_terms
+from qskd.models.adapter import DetrAdapter
+from qskd.models.deriving import StudentShape, derive_student
+from qskd.models.loading import as_teacher, weights_fingerprint, with_class_names
+from qskd.runs import building, preflight
+from qskd.runs.evaluating import evaluate_adapter
+from qskd.runs.folder import RunFolder
+from qskd.runs.options import DataOptions, MethodOptions, PairOptions
+from qskd.runs.training import Job, RunResult
+from qskd.trainer import DistillationConfig
+
+
+def distill(
+    pair: PairOptions, data: DataOptions, method: MethodOptions, config: DistillationConfig
+) -> RunResult:
+    """Train a student under a teacher, after the preflight checks.
+
+    Raises:
+        QskdError: bad input, found before the first step; or a loss that was not finite.
+    """
+    if pair.teacher is None:
+        raise building.missing_option("--teacher", "a hub id or the folder of a trained detector")
+    folder = RunFolder(Path(config.output_dir))
+    resume = folder.open(config.resume_from_checkpoint)
+    set_seed(config.seed)
+    splits = building.open_splits(data)
+    teacher = as_teacher(
+        building.open_model(
+            pair.teacher, None, box_frame=pair.teacher_box_frame, trust_remote_code=pair.trust_remote_code
+        )
+    )
+    label_map = LabelMap.between(teacher.id2label, splits.class_names)
+    student, notes = make_student(pair, teacher, splits.class_names, config.seed)
+    size = building.choose_size(data, [student, teacher], [pair.student, pair.teacher])
+    settings = method.settings()
+    folder.save_config("distill", pair, data, method, config)
+    folder.save_json("label_map.json", label_map.as_dict())
+    distillation = Distillation(folder, splits, size, student, config, data, teacher, label_map, settings)
+    return distillation.start(resume, notes, check=method.preflight and resume is None, method=method.method)
+
+
+def make_student(
+    pair: PairOptions, teacher: DetrAdapter, class_names: Sequence[str], seed: int
+) -> tuple[DetrAdapter, list[str]]:
+    """The student that the options ask for, and what to tell the user about it.
+
+    Raises:
+        ConfigError: both a checkpoint and a shape were given, or neither.
+    """
+    shape = StudentShape(
+        backbone=pair.student_backbone,
+        backbone_weights=pair.student_backbone_weights,
+        backbone_width=pair.student_backbone_width,
+        encoder_layers=pair.student_encoder_layers,
+        decoder_layers=pair.student_decoder_layers,
+        num_queries=pair.student_num_queries,
+        hidden_size=pair.student_hidden_size,
+    )
+    is_derived = shape != StudentShape()
+    if pair.student is not None and is_derived:
+        raise ConfigError("Give either --student, or --student_backbone and the like to derive one; not both.")
+    if pair.student is not None:
+        student = building.open_model(
+            pair.student, class_names, box_frame="content", trust_remote_code=pair.trust_remote_code
+        )
+        return with_class_names(student, class_names), []
+    if not is_derived:
+        raise ConfigError(
+            "No student: give --student (a hub id, folder or configuration), or say how it is smaller than the "
+            "teacher: --student_backbone resnet18, --student_decoder_layers 3, --student_hidden_size 128, ..."
+        )
+    student, report = derive_student(teacher, shape, class_names=class_names, inherit=pair.inherit, seed=seed)
+    return student, ["the student, derived from the teacher", *report.as_table().splitlines()]
+
+
+@dataclass(frozen=True, slots=True)
+class Distillation(Job):
+    """A training with a teacher."""
+
+    teacher: DetrAdapter
+    label_map: LabelMap
+    settings: MethodSettings
+
+    def start(self, resume: Path | None, notes: Sequence[str], *, check: bool, method: str) -> RunResult:
+        """Build terms, check, train."""
+        for line in notes:
+            print(line, flush=True)
+        terms = build_terms(self.settings, student=self.student, teacher=self.teacher)
+        distiller = Distiller(
+            self.student,
+            self.criterion(),
+            {name: term for name, (term, _) in terms.items()},
+            {name: weight for name, (_, weight) in terms.items()},
+            self.config.detection_weight,
+        )
+        selection = self.settings.selection
+        teacher_side = TeacherSide(self.teacher, self.label_map, selection, distiller.terms)
+        fingerprint = weights_fingerprint(self.teacher.model)
+        if check:
+            self.preflight(distiller, teacher_side, fingerprint)
+        metrics = {}
+        if self.splits.val is not None:
+            metrics = evaluate_adapter(self.teacher, self.splits.val, self.size, self.config.eval_batch_size)
+        cost = cost_of(self.teacher, self.size.largest).as_dict()
+        return self.run(
+            resume,
+            kind="distill",
+            method=method,
+            identity={"teacher": fingerprint, "classes": list(self.splits.class_names), "method": method},
+            distiller=distiller,
+            teacher=teacher_side,
+            extra={"teacher": {"metrics": metrics, "cost": cost, "fingerprint": fingerprint}},
+        )
+
+    def preflight(self, distiller: Distiller, teacher: TeacherSide, fingerprint: str) -> None:
+        """All checks before the first epoch; prints and saves what it found.
+
+        Raises:
+            PreflightError: the teacher is no better than nothing, or a term would teach nothing.
+        """
+        device = self.config.device
+        distiller.to(device)
+        self.teacher.model.to(device)
+        train_data, _ = self.datasets()
+        found = preflight.Preflight(self.label_map, {}, 0)
+        same = weights_fingerprint(self.student.model) == fingerprint
+        if same:
+            found.warnings.append("teacher and student have the same weights: is that what you want?")
+        if not all(self.label_map.known):
+            found.warnings.append("classes unknown to the teacher are learnt from the labels alone")
+        if self.splits.val is not None:
+            found.teacher_images = min(preflight.TEACHER_IMAGES, len(self.splits.val))
+            found.teacher_metrics = evaluate_adapter(
+                self.teacher, self.splits.val, self.size, self.config.eval_batch_size, first=found.teacher_images
+            )
+            preflight.check_teacher(found.teacher_metrics, found.teacher_images)
+        batch = preflight.sample_batch(train_data, self.config.per_device_train_batch_size).to(device)
+        autocast = _autocast(self.config)
+        found.terms = preflight.check_terms(
+            distiller, teacher, batch, same_weights=same, autocast=autocast
+        )
+        found.seconds_per_step = self.config.gradient_accumulation_steps * preflight.time_step(
+            distiller, teacher, batch, autocast
+        )
+        found.total_steps = self._steps(len(train_data))
+        found.peak_memory_gib = preflight.peak_memory_gib()
+        self.folder.save_json("preflight.json", found.as_dict())
+        print("\n".join(found.lines()), flush=True)
+
+    def _steps(self, images: int) -> int:
+        config = self.config
+        if config.max_steps > 0:
+            return config.max_steps
+        return int(config.num_train_epochs * max(1, images // max(1, config.train_batch_size * config.world_size)))
+
+
+def _autocast(config: DistillationConfig) -> Any:
+    """A context manager factory that does what the trainer will do."""
+    if not (config.bf16 or config.fp16):
+        return contextlib.nullcontext
+    dtype = torch.bfloat16 if config.bf16 else torch.float16
+    return lambda: torch.autocast(config.device.type, dtype=dtype)
+
+
+__all__ = ["Distillation", "ImageSize", "distill", "make_student"]

@@ -1,0 +1,59 @@
+"""Measuring a model on a split: `qskd eval`, and the last step of every run."""
+
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from qskd.data.batch import collate
+from qskd.data.formats.coco import CocoIndex
+from qskd.data.transforms import ImageSize
+from qskd.errors import ConfigError
+from qskd.evaluation.coco_map import CocoEvaluator
+from qskd.evaluation.streaming import evaluate_detector
+from qskd.labels import LabelMap
+from qskd.models.adapter import DetrAdapter
+from qskd.runs import building
+from qskd.runs.options import DataOptions, ModelOptions
+
+
+def evaluate(model: ModelOptions, data: DataOptions, *, split: str = "val", batch_size: int = 8) -> dict[str, Any]:
+    """COCO metrics of a trained model on a split, its classes matched to the data's by name."""
+    if model.model is None:
+        raise building.missing_option("--model", "a hub id or the folder of a trained model")
+    adapter = building.open_model(
+        model.model, None, box_frame=model.box_frame, trust_remote_code=model.trust_remote_code
+    )
+    index = building.open_split(data, split)
+    if index is None:
+        raise ConfigError(f"The data has no split '{split}'.")
+    size = building.choose_size(data, [adapter], [model.model])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    adapter.model.to(device)
+    return evaluate_adapter(adapter, index, size, batch_size)
+
+
+def evaluate_adapter(
+    adapter: DetrAdapter,
+    index: CocoIndex,
+    size: ImageSize,
+    batch_size: int,
+    *,
+    first: int | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """COCO metrics as plain values; ``first`` limits them to the first so many images."""
+    label_map = LabelMap.between(adapter.id2label, index.class_names)
+    dataset = building.evaluation_dataset(index, size)
+    subset = Subset(dataset, range(min(first, len(dataset)))) if first is not None else dataset
+    batches = DataLoader(subset, batch_size=batch_size, collate_fn=collate)
+    evaluator = CocoEvaluator(index.ground_truth(), index.category_ids)
+    metrics = evaluate_detector(
+        adapter,
+        tqdm(batches, desc="eval", leave=False, disable=not progress),
+        evaluator,
+        label_map=label_map,
+        subset=first is not None,
+    )
+    return metrics.as_dict()

@@ -1,0 +1,208 @@
+"""Checks before the first epoch: is the teacher good, do the labels meet, is every loss term alive?
+
+Everything is measured on the real teacher, student and data, and nothing of it stays: weights, buffers and random
+states are as before.
+"""
+
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qskd.data.batch import Batch, collate
+from qskd.data.dataset import DetectionDataset
+from qskd.distiller import Distiller, StepTotals, TeacherSide, Teaching
+from qskd.errors import PreflightError
+from qskd.labels import LabelMap
+
+TEACHER_IMAGES = 200
+"""Validation images on which the teacher is measured."""
+
+WORST_AP50 = 0.05
+"""Below this AP50 a teacher is not clearly better than nothing; an untrained one stays below 0.01."""
+
+
+@dataclass(frozen=True, slots=True)
+class TermCheck:
+    """One loss part on one batch, before training."""
+
+    name: str
+    value: float
+    gradient_norm: float  # of the whole student
+
+
+@dataclass(slots=True)
+class Preflight:
+    """What was found; printed, and saved as preflight.json."""
+
+    label_map: LabelMap
+    teacher_metrics: dict[str, Any]
+    teacher_images: int
+    terms: list[TermCheck] = field(default_factory=list)
+    seconds_per_step: float = 0.0
+    total_steps: int = 0
+    peak_memory_gib: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for preflight.json."""
+        return {
+            "label_map": self.label_map.as_dict(),
+            "teacher": {"images": self.teacher_images, **self.teacher_metrics},
+            "terms": [asdict(term) for term in self.terms],
+            "seconds_per_step": self.seconds_per_step,
+            "estimated_seconds": self.seconds_per_step * self.total_steps,
+            "peak_memory_gib": self.peak_memory_gib,
+            "warnings": self.warnings,
+        }
+
+    def lines(self) -> list[str]:
+        """The report for the console."""
+        width = max((len(term.name) for term in self.terms), default=4)
+        terms = [
+            f"  {term.name.ljust(width)}  {term.value:10.4g}  gradient {term.gradient_norm:10.4g}"
+            for term in self.terms
+        ]
+        known = sum(self.label_map.known)
+        return [
+            "preflight",
+            f"  labels: the teacher knows {known} of {len(self.label_map.known)} classes",
+            f"  teacher: AP {_percent(self.teacher_metrics.get('AP'))}, AP50 "
+            f"{_percent(self.teacher_metrics.get('AP50'))} on {self.teacher_images} validation images",
+            *terms,
+            f"  time: about {_duration(self.seconds_per_step * self.total_steps)} for {self.total_steps} steps "
+            f"({self.seconds_per_step:.2f} s each), peak memory {self.peak_memory_gib:.1f} GiB",
+            *(f"  warning: {warning}" for warning in self.warnings),
+        ]
+
+
+def check_teacher(metrics: dict[str, Any], images: int) -> None:
+    """Refuse a teacher that knows nothing of the data.
+
+    Raises:
+        PreflightError: AP50 on the sample is below ``WORST_AP50``.
+    """
+    ap50 = metrics.get("AP50") or 0.0
+    if ap50 < WORST_AP50:
+        raise PreflightError(
+            f"The teacher finds next to nothing: AP50 {100 * ap50:.1f} on {images} validation images. Distilling it "
+            "would teach noise. Check that it was trained on these classes, that its image size and normalisation "
+            "(preprocessor_config.json) are right, and --teacher_box_frame if images are padded. Train it first with "
+            "`qskd train`, or pass --no-preflight if you know better."
+        )
+
+
+def check_terms(
+    distiller: Distiller, teacher: TeacherSide, batch: Batch, *, same_weights: bool, autocast: Callable[[], Any]
+) -> list[TermCheck]:
+    """Every loss part on one batch: finite, not zero, and with gradient on the student.
+
+    Raises:
+        PreflightError: naming the part and what it was.
+    """
+    with _untouched(distiller), autocast():
+        teaching = teacher.teach(batch)
+        totals = StepTotals(
+            float(max(batch.targets.total, 1)), {name: made.amount for name, made in teaching.prepared.items()}
+        )
+        checks = [TermCheck("detection", *_value_and_gradient(distiller, batch, totals, None, None))]
+        for name in distiller.terms:
+            checks.append(TermCheck(name, *_value_and_gradient(distiller, batch, totals, teaching, name)))
+    for check in checks:
+        _judge(check, same_weights)
+    return checks
+
+
+def _value_and_gradient(
+    distiller: Distiller, batch: Batch, totals: StepTotals, teaching: Teaching | None, only: str | None
+) -> tuple[float, float]:
+    """Value of one term (or of the detection loss) and the norm of its gradient on the student."""
+    loss = distiller.one_term(batch, totals, teaching, only) if only and teaching else distiller(batch, totals)["loss"]
+    parameters = [parameter for parameter in distiller.student.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+    norm = torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
+    return float(loss), float(norm)
+
+
+def _judge(check: TermCheck, same_weights: bool) -> None:
+    if not (_is_finite(check.value) and _is_finite(check.gradient_norm)):
+        raise PreflightError(
+            f"'{check.name}' is {check.value} with gradient norm {check.gradient_norm} before the first step. Check "
+            "the weights of teacher and student, and try float32."
+        )
+    if not same_weights and (check.value == 0.0 or check.gradient_norm == 0.0):
+        raise PreflightError(
+            f"'{check.name}' is {check.value} with gradient norm {check.gradient_norm}: it would teach the student "
+            "nothing. Check its weight and options, and that the sample of images holds objects the teacher knows."
+        )
+
+
+def sample_batch(dataset: DetectionDataset, size: int) -> Batch:
+    """A training batch of images that hold objects."""
+    filled = (position for position in range(len(dataset)) if len(dataset.index.labels(position)))
+    chosen = [position for position, _ in zip(filled, range(size), strict=False)]
+    if not chosen:
+        raise PreflightError("No training image holds an object: there is nothing to learn.")
+    return collate([dataset[position] for position in chosen])
+
+
+def time_step(distiller: Distiller, teacher: TeacherSide | None, batch: Batch, autocast: Callable[[], Any]) -> float:
+    """Seconds of one training step without optimiser, the second of two."""
+    seconds = 0.0
+    with _untouched(distiller), autocast():
+        for _ in range(2):
+            started = time.perf_counter()
+            teaching = teacher.teach(batch) if teacher else None
+            amounts = {name: made.amount for name, made in teaching.prepared.items()} if teaching else {}
+            loss = distiller(batch, StepTotals(float(max(batch.targets.total, 1)), amounts), teaching)["loss"]
+            loss.backward()
+            seconds = _synchronised(loss) - started
+    return seconds
+
+
+def peak_memory_gib() -> float:
+    """Peak memory of the device where there is one, else of this process, in GiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _synchronised(tensor: Tensor) -> float:
+    if tensor.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@contextmanager
+def _untouched(module: nn.Module) -> Iterator[None]:
+    """Train mode inside; weights, buffers, gradients and random states as before afterwards."""
+    saved = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    was_training = module.training
+    with torch.random.fork_rng():
+        try:
+            module.train()
+            yield
+        finally:
+            module.load_state_dict(saved)
+            module.zero_grad(set_to_none=True)
+            module.train(was_training)
+
+
+def _is_finite(value: float) -> bool:
+    return value - value == 0.0
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

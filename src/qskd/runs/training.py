@@ -1,0 +1,154 @@
+"""One training run, from options to a finished folder; `qskd train` and `qskd distill`."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from qskd.data.dataset import DetectionDataset
+from qskd.data.transforms import ImageSize
+from qskd.distiller import Distiller, TeacherSide
+from qskd.evaluation.cost import cost_of
+from qskd.losses.set_prediction import SetPredictionLoss
+from qskd.models.adapter import DetrAdapter
+from qskd.models.loading import with_class_names
+from qskd.models.processors import save_model
+from qskd.runs import building
+from qskd.runs.evaluating import evaluate_adapter
+from qskd.runs.folder import RunFolder, environment
+from qskd.runs.options import DataOptions, ModelOptions
+from qskd.trainer import DistillationConfig, DistillationTrainer
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a finished run leaves behind."""
+
+    folder: Path  # the run folder
+    model: Path  # a plain from_pretrained folder: the best weights
+    metrics: dict[str, Any]  # COCO metrics of ``model`` on the validation split; empty without one
+    summary: dict[str, Any]  # the content of summary.json
+
+
+def train(model: ModelOptions, data: DataOptions, config: DistillationConfig) -> RunResult:
+    """Train one detector plainly: a teacher, or a baseline.
+
+    Raises:
+        QskdError: bad input, found before the first step; or a loss that was not finite.
+    """
+    folder = RunFolder(Path(config.output_dir))
+    resume = folder.open(config.resume_from_checkpoint)
+    set_seed(config.seed)
+    splits = building.open_splits(data)
+    if model.model is None:
+        raise building.missing_option("--model", "a hub id, a folder, or a configuration (.json) to train from scratch")
+    adapter = building.open_model(
+        model.model, splits.class_names, box_frame=model.box_frame, trust_remote_code=model.trust_remote_code
+    )
+    adapter = with_class_names(adapter, splits.class_names)
+    size = building.choose_size(data, [adapter], [model.model])
+    folder.save_config("train", model, data, config)
+    job = Job(folder, splits, size, adapter, config, data)
+    return job.run(resume, kind="train", method="none", identity={"classes": list(splits.class_names)})
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything a training needs, opened and checked."""
+
+    folder: RunFolder
+    splits: building.Splits
+    size: ImageSize
+    student: DetrAdapter
+    config: DistillationConfig
+    data: DataOptions
+
+    def criterion(self) -> SetPredictionLoss | None:
+        """The detection loss, or None for families that compute their own."""
+        if self.student.trains_with == "own":
+            return None
+        return SetPredictionLoss.from_config(self.student.model.config)
+
+    def datasets(self) -> tuple[DetectionDataset, DetectionDataset | None]:
+        """Training and validation data."""
+        return building.datasets(self.splits, self.data, self.size, self.config.seed)
+
+    def trainer(
+        self, distiller: Distiller, teacher: TeacherSide | None, identity: dict[str, Any]
+    ) -> DistillationTrainer:
+        """The trainer of this job."""
+        train_data, val_data = self.datasets()
+        return DistillationTrainer(
+            distiller,
+            self.config,
+            train_data,
+            val_data,
+            teacher=teacher,
+            identity=identity,
+            save_student=lambda adapter, path: _save(adapter, path, self.size),
+        )
+
+    def run(
+        self,
+        resume: Path | None,
+        *,
+        kind: str,
+        method: str,
+        identity: dict[str, Any],
+        distiller: Distiller | None = None,
+        teacher: TeacherSide | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> RunResult:
+        """Train, keep the last weights, measure the best ones as they lie on disk, write the summary."""
+        distiller = distiller or Distiller(
+            self.student, self.criterion(), detection_weight=self.config.detection_weight
+        )
+        trainer = self.trainer(distiller, teacher, identity)
+        started = time.perf_counter()
+        outcome = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        seconds = time.perf_counter() - started
+        trainer.keep("last")
+        summary = {
+            "name": self.folder.path.name,
+            "kind": kind,
+            "method": method,
+            "family": self.student.family,
+            "seed": self.config.seed,
+            "steps": outcome.global_step,
+            "train_seconds": round(seconds, 2),
+            "resumed": resume is not None,
+            "train_images": len(self.splits.train),
+            "image_size": _plain_size(self.size),
+            "device": str(self.config.device),
+            "environment": environment(),
+            **(extra or {}),
+        }
+        return self.finish(summary)
+
+    def finish(self, summary: dict[str, Any]) -> RunResult:
+        """Measure the kept model as a user would load it, and write the summary."""
+        kept = self.folder.model()
+        metrics: dict[str, Any] = {}
+        adapter = building.open_model(str(kept), None, box_frame=self.student.box_frame)
+        if self.splits.val is not None:
+            metrics = evaluate_adapter(adapter, self.splits.val, self.size, self.config.eval_batch_size)
+            self.folder.save_json("eval/val.json", metrics)
+        summary |= {"metrics": metrics, "cost": cost_of(adapter, self.size.largest).as_dict()}
+        self.folder.save_json("summary.json", summary)
+        return RunResult(self.folder.path, kept, metrics, summary)
+
+
+def _save(adapter: DetrAdapter, path: Path, size: ImageSize) -> None:
+    save_model(adapter, path, size=size)
+
+
+def _plain_size(size: ImageSize) -> list[int]:
+    if size.square is not None:
+        return [size.square]
+    return [edge for edge in (size.shortest_edge, size.longest_edge) if edge is not None]
+
+
+_ = torch
