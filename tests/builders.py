@@ -36,18 +36,18 @@ def tiny_backbone() -> ResNetConfig:
 
 def tiny_detr(**overrides: Any) -> DetrForObjectDetection:
     """DETR: softmax over classes and no-object."""
-    return _build(DetrForObjectDetection, DetrConfig, d_model=32, **overrides)
+    return _build(DetrForObjectDetection, DetrConfig, **({"d_model": 32} | overrides))
 
 
 def tiny_conditional_detr(**overrides: Any) -> ConditionalDetrForObjectDetection:
     """Conditional DETR: sigmoid head, one reference point a query."""
-    return _build(ConditionalDetrForObjectDetection, ConditionalDetrConfig, d_model=32, **overrides)
+    return _build(ConditionalDetrForObjectDetection, ConditionalDetrConfig, **({"d_model": 32} | overrides))
 
 
 def tiny_dab_detr(**overrides: Any) -> DabDetrForObjectDetection:
     """DAB-DETR: sigmoid head, anchors refined by every layer."""
-    overrides.setdefault("hidden_size", overrides.pop("d_model", 32))
-    return _build(DabDetrForObjectDetection, DabDetrConfig, **overrides)
+    width = overrides.pop("d_model", 32)
+    return _build(DabDetrForObjectDetection, DabDetrConfig, **({"hidden_size": width} | overrides))
 
 
 MODELS: dict[str, Callable[..., Any]] = {

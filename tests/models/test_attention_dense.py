@@ -9,7 +9,6 @@ from torch import Tensor
 
 from builders import random_batch, tiny_conditional_detr, tiny_dab_detr, tiny_detr
 from qskd.data.batch import Batch
-from qskd.errors import ConfigError
 from qskd.models import attention_dense
 from qskd.models.attention_dense import CrossAttention, DenseAttentionMass
 from qskd.models.families import adapter_class
@@ -142,38 +141,3 @@ def test_a_gradient_passes_through_the_weights() -> None:
     random_attention()(weights).sum().backward()
     assert weights.grad is not None
     torch.testing.assert_close(weights.grad, torch.ones_like(weights))  # each query spreads its whole weight
-
-
-@pytest.mark.parametrize(
-    ("build", "kind", "class_weight"),
-    [(tiny_detr, "softmax", 1), (tiny_conditional_detr, "focal", 2), (tiny_dab_detr, "focal", 2)],
-    ids=["detr", "conditional", "dab"],
-)
-def test_match_costs_come_from_the_configuration(build: Any, kind: str, class_weight: int) -> None:
-    model = build()
-    costs = adapter_class(model.config.model_type)(model).match_costs
-    assert (costs.kind, costs.class_weight, costs.box_weight, costs.giou_weight) == (kind, class_weight, 5, 2)
-    other = build(class_cost=7, bbox_cost=8, giou_cost=9)
-    costs = adapter_class(other.config.model_type)(other).match_costs
-    assert (costs.class_weight, costs.box_weight, costs.giou_weight) == (7, 8, 9)
-
-
-def test_skipped_decoder_layers_are_refused() -> None:
-    model = tiny_conditional_detr(decoder_layerdrop=1.0).train()
-    with pytest.raises(ConfigError, match="decoder_layerdrop"):
-        adapter_class("conditional_detr")(model).read(random_batch())
-
-
-def test_a_backbone_of_another_stride_is_refused() -> None:
-    model = tiny_detr()
-    model.config.dilation = True  # says stride 16, the ResNet still has 32
-    with pytest.raises(ConfigError, match="stride 16"):
-        adapter_class("detr")(model).read(random_batch())
-
-
-@pytest.mark.parametrize("build", [tiny_detr, tiny_conditional_detr])  # transformers' DAB-DETR cannot
-def test_a_teacher_in_bfloat16_can_be_read(build: Any) -> None:
-    model = build().bfloat16()
-    view = view_of(model, random_batch())
-    assert view.logits.dtype == torch.bfloat16
-    assert torch.isfinite(view.attention_mass(some_weights(view))).all()

@@ -26,6 +26,22 @@ def record_calls(modules: Iterable[nn.Module]) -> Iterator[list[dict[str, Any]]]
 
 
 @contextmanager
+def record_outputs(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
+    """What each of ``modules`` returned when it last ran inside the block."""
+    outputs: dict[nn.Module, Any] = {}
+
+    def record(module: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs[module] = output
+
+    handles = [module.register_forward_hook(record) for module in modules]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def float32_outputs(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
     """Inside autocast, hand on what ``modules`` say as float32; outside it, change nothing.
 

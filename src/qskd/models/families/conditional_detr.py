@@ -21,12 +21,16 @@ class ConditionalDetrAdapter(SingleScaleAdapter):
         config = self.model.config
         return MatchCosts("focal", config.class_cost, config.bbox_cost, config.giou_cost)
 
+    @property
+    def _references(self) -> list[nn.Module]:
+        return [self.model.model.decoder.ref_point_head]
+
     def _classes(self, states: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.model.class_labels_classifier(states), None
 
     def _boxes(self, states: Tensor, outputs: Any) -> Tensor:
         centres = logit(outputs.reference_points).transpose(0, 1)  # [B, Q, 2], the same in all layers
-        return (self.model.bbox_predictor(states).float() + F.pad(centres, (0, 2))).sigmoid()
+        return (self._offsets(states) + F.pad(centres, (0, 2))).sigmoid()
 
     def _projections(self, layer: Any) -> list[nn.Module]:
         attention = layer.encoder_attn

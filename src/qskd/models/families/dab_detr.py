@@ -27,12 +27,16 @@ class DabDetrAdapter(SingleScaleAdapter):
     def _states(self, outputs: Any, seen: Outputs) -> Tensor:
         return outputs.intermediate_hidden_states
 
+    @property
+    def _references(self) -> list[nn.Module]:
+        return [self.model.model.decoder.bbox_embed]
+
     def _classes(self, states: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.model.class_embed(states), None
 
     def _boxes(self, states: Tensor, outputs: Any) -> Tensor:
         anchors = logit(outputs.reference_points)  # [L, B, Q, 4], what each layer refines
-        return (self.model.bbox_predictor(states).float() + anchors).sigmoid()
+        return (self._offsets(states) + anchors).sigmoid()
 
     def _projections(self, layer: Any) -> list[nn.Module]:
         attention = layer.cross_attn

@@ -25,7 +25,7 @@ class DetrOriginalAdapter(SingleScaleAdapter):
         return logits[..., :-1], logits[..., -1]
 
     def _boxes(self, states: Tensor, outputs: Any) -> Tensor:
-        return self.model.bbox_predictor(states).float().sigmoid()
+        return self._offsets(states).sigmoid()
 
     def _projections(self, layer: Any) -> list[nn.Module]:
         return [layer.encoder_attn.q_proj, layer.encoder_attn.k_proj]

@@ -1,8 +1,6 @@
 """What DETR, Conditional DETR and DAB-DETR have in common: one feature map and ordinary cross-attention."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,26 +10,11 @@ from qskd.data.batch import Batch
 from qskd.errors import ConfigError
 from qskd.models.adapter import DetrAdapter, Need, Reading
 from qskd.models.attention_dense import CrossAttention, DenseAttentionMass
+from qskd.models.hooks import float32_outputs, record_outputs
 from qskd.models.view import DetrView
 
 Outputs = dict[nn.Module, Any]
 """What watched modules returned during one forward pass."""
-
-
-@contextmanager
-def watching(modules: Iterable[nn.Module]) -> Iterator[Outputs]:
-    """The outputs of ``modules``, filled in while they run; the hooks are gone afterwards."""
-    outputs: Outputs = {}
-
-    def keep(module: nn.Module, _: Any, output: Any) -> None:
-        outputs[module] = output
-
-    handles = [module.register_forward_hook(keep) for module in modules]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class SingleScaleAdapter(DetrAdapter):
@@ -70,7 +53,8 @@ class SingleScaleAdapter(DetrAdapter):
             ConfigError: the backbone's stride is not the family's, or training skipped a decoder layer.
         """
         pixels = self.normalise(batch).to(self.model.dtype)
-        with watching(self._watched(capture_attention)) as seen:
+        float32 = float32_outputs(self._references, pixels.device)
+        with float32, record_outputs(self._watched(capture_attention)) as seen:
             outputs = self.model.model(pixels, pixel_mask=(~batch.is_padding()).long(), return_dict=True)
         states = self._states(outputs, seen)  # [L, B, Q, D]
         logits, no_object = self._classes(states)
@@ -97,6 +81,11 @@ class SingleScaleAdapter(DetrAdapter):
         """The module that returns [(feature map, mask of valid cells), ...], coarsest last."""
         return self.model.model.backbone
 
+    @property
+    def _references(self) -> list[nn.Module]:
+        """Heads inside the decoder whose results boxes are relative to; bfloat16 would cost whole pixels."""
+        return []
+
     @abstractmethod
     def _classes(self, states: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits [L, B, Q, C] and no-object logits [L, B, Q] of states [L, B, Q, D]."""
@@ -112,6 +101,11 @@ class SingleScaleAdapter(DetrAdapter):
     @abstractmethod
     def _cross_attention(self, layer: Any, seen: Outputs) -> CrossAttention:
         """A decoder layer's cross-attention from the outputs of its projections."""
+
+    def _offsets(self, states: Tensor) -> Tensor:
+        """[L, B, Q, 4] float32 results of the box head on states [L, B, Q, D], never computed in less."""
+        with torch.autocast(states.device.type, enabled=False):
+            return self.model.bbox_predictor(states.to(self.model.dtype)).float()
 
     def _watched(self, capture_attention: bool) -> list[nn.Module]:
         always = [self._backbone, self.model.model.encoder, *self._layers]
