@@ -1,8 +1,8 @@
 """Detection scenes that we draw ourselves: free of licences, downloads and label errors.
 
 Shapes of several classes lie on textured, cluttered grounds, partly hidden by one another. A box is tight
-around what can be seen of its object; nothing is drawn of which less than 30% could be seen, so every shape has
-a label. A scene depends on (seed, split, position) only.
+around what can be seen of its object; nothing is drawn of which less than 30% could be seen, so every shape
+has a label. A scene depends on (seed, split, position) only.
 """
 
 import json

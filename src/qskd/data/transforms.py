@@ -2,8 +2,8 @@
 
 Every geometric augmentation is a map of a source rectangle of the image to a destination rectangle of the
 output: cropping shrinks the source, zooming out shrinks the destination, flipping mirrors the output. So an
-image is resampled once, and its boxes take exactly the way of its pixels. Colours change after the resize and
-before any conversion to float.
+image is resampled once, and its boxes take exactly the way of its pixels. Colours change where the image has
+fewer pixels, before the resize or after it: both are linear, so the order hardly matters.
 
 Letters: N objects, h x w pixels.
 """
@@ -120,12 +120,17 @@ class Placement:
     output: tuple[int, int]  # (height, width)
     is_flipped: bool = False
 
-    def pixels(self, image: Tensor) -> Tensor:
-        """[3, h, w] uint8 to [3, *output] uint8."""
+    def pixels(self, image: Tensor, colours: NDArray[np.float64] | None = None) -> Tensor:
+        """[3, h, w] uint8 to [3, *output] uint8, recoloured by a 3 x 4 matrix if one is given."""
         left, top, width, height = self.source
-        part = image[:, top : top + height, left : left + width]
         x, y, target_width, target_height = self.target
+        part = _interleaved(image[:, top : top + height, left : left + width])
+        is_enlarged = target_width * target_height >= width * height
+        if colours is not None and is_enlarged:
+            part = recoloured(part, colours)
         part = F.resize(part, [target_height, target_width], antialias=True)
+        if colours is not None and not is_enlarged:
+            part = recoloured(part, colours)
         if (target_height, target_width) != self.output:
             canvas = part.new_tensor(_FILL).expand(*self.output, 3).contiguous().permute(2, 0, 1)
             canvas[:, y : y + target_height, x : x + target_width] = part
@@ -164,10 +169,8 @@ class DetectionTransform:
         placement = self._place(pixels.shape[1], pixels.shape[2], objects[1], window, rng)
         if flip < self.augment.flip:
             placement = Placement(placement.source, placement.target, placement.output, True)
-        pixels = placement.pixels(pixels)
-        if recolour < self.augment.photometric:
-            pixels = recoloured(pixels, colour_matrix(self.augment, rng))
-        return pixels.contiguous(), placement.objects(objects)
+        colours = colour_matrix(self.augment, rng) if recolour < self.augment.photometric else None
+        return placement.pixels(pixels, colours).contiguous(), placement.objects(objects)
 
     def _place(
         self, height: int, width: int, corners: NDArray[np.float64], draw: float, rng: np.random.Generator
@@ -225,6 +228,11 @@ def zoomed_out(
     return int(left), int(top), width, height
 
 
+def _interleaved(pixels: Tensor) -> Tensor:
+    """The same [3, h, w] with the channels of a pixel side by side: resizes twice as fast."""
+    return pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
+
 _LUMA = np.array([0.299, 0.587, 0.114])
 _TO_YIQ = np.array([_LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 
@@ -255,6 +263,6 @@ def recoloured(pixels: Tensor, matrix: NDArray[np.float64]) -> Tensor:
     Pillow's loop over the interleaved bytes: 5 times as fast as the same product on float tensors.
     """
     scaled = matrix * [1, 1, 1, 255]
-    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    image = Image.fromarray(_interleaved(pixels).permute(1, 2, 0).numpy())
     changed = image.convert("RGB", tuple(scaled.ravel().tolist()))
     return torch.from_numpy(np.array(changed)).permute(2, 0, 1)
