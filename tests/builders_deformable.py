@@ -81,10 +81,11 @@ def tiny_deformable_detr(
 def shake(model: Any) -> Any:
     """The model in eval mode, with the heads and sampling Linears that start at zero made random."""
     generator = torch.Generator().manual_seed(0)
+    noise = {"sampling_offsets.weight": 0.2, "attention_weights.weight": 0.5, "bbox": 0.3, "class_embed": 0.5}
     for name, parameter in model.named_parameters():
-        if any(part in name for part in ("sampling_offsets", "attention_weights", "bbox", "class_embed")):
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.data += noise * (0.5 if parameter.ndim > 1 else 0.2)
+        for part, scale in noise.items():
+            if part in name:
+                parameter.data += torch.randn(parameter.shape, generator=generator) * scale
     return model.eval()
 
 
@@ -101,4 +102,25 @@ def random_batch(
         targets=Targets.from_lists(labels, boxes),
         image_ids=tuple(range(len(counts))),
         original_sizes=(size,) * len(counts),
+    )
+
+
+def padded_batch(batch: Batch, size: tuple[int, int]) -> Batch:
+    """The same images on a larger canvas, black to the right and below."""
+    height, width = batch.pixels.shape[-2:]
+    pixels = torch.nn.functional.pad(batch.pixels, (0, size[1] - width, 0, size[0] - height))
+    return Batch(pixels, batch.content, batch.targets, batch.image_ids, batch.original_sizes)
+
+
+def joined_batch(*batches: Batch) -> Batch:
+    """Batches of one canvas size as one batch; its targets are those of each image."""
+    targets = [image for batch in batches for image in batch.targets.as_huggingface()]
+    return Batch(
+        pixels=torch.cat([batch.pixels for batch in batches]),
+        content=torch.cat([batch.content for batch in batches]),
+        targets=Targets.from_lists(
+            [image["class_labels"] for image in targets], [image["boxes"] for image in targets]
+        ),
+        image_ids=tuple(range(sum(len(batch) for batch in batches))),
+        original_sizes=tuple(size for batch in batches for size in batch.original_sizes),
     )

@@ -79,31 +79,41 @@ def splat(location: Tensor, share: Tensor, grid: Grid) -> Tensor:
     """
     layers, images = share.shape[:2]
     tokens = sum(height * width for height, width in grid)
-    size = location.new_tensor([[width, height] for height, width in grid])[:, None]  # [levels, 1, 2]
-    cell = location * size - 0.5
-    low = cell.floor()
-    high_part = cell - low
-    corner = torch.stack([low, low + 1], dim=-2)  # [..., points, 2 corners, 2 (x, y)]
-    part = torch.stack([1 - high_part, high_part], dim=-2)
-    limit = size[:, :, None]
-    part = part * ((corner >= 0) & (corner < limit))
-    corner = torch.minimum(corner.clamp(min=0), limit - 1).long()
-    x, y = corner.unbind(-1)  # [..., points, 2]
-    width, start = _level_offsets(grid, location.device)  # [levels, 1, 1]
-    place = (y * width + start)[..., :, None] + x[..., None, :]  # [..., points, 2, 2]
-    value = share[..., None, None] * part[..., 1][..., :, None] * part[..., 0][..., None, :]
-    first = torch.arange(layers * images, device=location.device).view(layers, images, 1) * tokens
-    place = place.flatten(2) + first
+    height, width, start = _geometry(grid, location.device)
+    # Levels first and corners before them, so that what broadcasts is never the innermost axis.
+    x, y = location.flatten(2, 3).permute(5, 3, 0, 1, 2, 4).contiguous()  # [levels, L, B, K x heads, points]
+    share = share.flatten(2, 3).permute(3, 0, 1, 2, 4).contiguous()
+    columns, across = _corners(x, width)
+    rows, down = _corners(y, height)  # [2 corners, levels, L, B, K x heads, points]
+    image = torch.arange(layers * images, device=location.device).view(layers, images, 1, 1)
+    place = (rows * width + (start + image * tokens))[:, None] + columns
+    value = (down * share)[:, None] * across
     mass = value.new_zeros(layers * images * tokens)
     return mass.index_add_(0, place.flatten(), value.flatten()).view(layers, images, tokens)
 
 
-def _level_offsets(grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Width and first token of each level, both [levels, 1, 1]."""
+def _corners(position: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """The two cells around each position along one axis, and the part of its share that each receives.
+
+    Args:
+        position: [levels, ...] fractions of the canvas.
+        size: [levels, 1, ...] cells along this axis.
+
+    Returns:
+        [2, levels, ...] indices, inside the level, and parts: 0 for a cell that lies outside.
+    """
+    cell = position * size - 0.5
+    low = cell.floor()
+    index, part = torch.stack([low, low + 1]), cell - low
+    part = torch.stack([1 - part, part]) * ((index >= 0) & (index < size))
+    return torch.minimum(index.clamp(min=0), size - 1).long(), part
+
+
+def _geometry(grid: Grid, device: torch.device) -> Tensor:
+    """Height, width and first token of the levels: [3, levels, 1, 1, 1, 1] long."""
     areas = [height * width for height, width in grid]
-    starts = [sum(areas[:level]) for level in range(len(areas))]
-    both = torch.tensor([[width for _, width in grid], starts], device=device)[..., None, None]
-    return both[0], both[1]
+    rows = [(*size, sum(areas[:level])) for level, size in enumerate(grid)]
+    return torch.tensor(rows, device=device).T.reshape(3, -1, 1, 1, 1, 1)
 
 
 def _sample(layers: Sequence[SamplingInputs], chosen: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -111,12 +121,14 @@ def _sample(layers: Sequence[SamplingInputs], chosen: Tensor, grid: Grid) -> tup
 
     Recomputed in float32 from the modules' own Linears, for the ``chosen`` [L, B, K] queries alone.
     """
-    both = [_sample_layer(inputs, chosen[index], grid) for index, inputs in enumerate(layers)]
+    size = torch.tensor([[width, height] for height, width in grid], device=chosen.device)[:, None]
+    both = [_sample_layer(inputs, chosen[index], size) for index, inputs in enumerate(layers)]
     locations, attentions = zip(*both, strict=True)
     return torch.stack(locations), torch.stack(attentions)
 
 
-def _sample_layer(inputs: SamplingInputs, chosen: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+def _sample_layer(inputs: SamplingInputs, chosen: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """One layer of ``_sample``; ``size`` [levels, 1, 2] is the (width, height) of the levels."""
     module = inputs.module
     rows = _take(inputs.queries, chosen).to(module.sampling_offsets.weight.dtype)  # [B, K, D]
     reference = _take(inputs.reference, chosen).float()[:, :, None, :, None]  # [B, K, 1, levels, 1, 2 or 4]
@@ -124,7 +136,6 @@ def _sample_layer(inputs: SamplingInputs, chosen: Tensor, grid: Grid) -> tuple[T
     offset = module.sampling_offsets(rows).float().view(*shape, 2)
     attention = module.attention_weights(rows).float().view(*chosen.shape, module.n_heads, -1).softmax(-1)
     if reference.shape[-1] == 2:
-        size = offset.new_tensor([[width, height] for height, width in grid])[:, None]  # [levels, 1, 2]
         return reference + offset / size, attention.view(shape)
     # A box: the offsets are in units of half the box, divided among the points of a level.
     return reference[..., :2] + offset / module.n_points * reference[..., 2:] * 0.5, attention.view(shape)

@@ -20,8 +20,9 @@ _PROBE_SIZE = 128  # pixels; a multiple of every stride a backbone has
 class DeformableDetrAdapter(DetrAdapter):
     """Reads ``DeformableDetrForObjectDetection``.
 
-    Padding reaches the content only through the group normalisation of the input projections, whose
-    statistics the model takes over the whole canvas.
+    An image's predictions depend a little on the canvas it is padded to: the backbone's convolutions answer
+    beyond the border of the content and read that answer again, and the group normalisation of the input
+    projections counts padded cells. All the rest of the model, and this adapter, is blind to padding.
     """
 
     family = "deformable_detr"
@@ -91,6 +92,10 @@ class DeformableDetrAdapter(DetrAdapter):
         return self.model.config
 
     @property
+    def _model(self) -> Any:
+        return self.model
+
+    @property
     def _network(self) -> Any:
         return self.model.model
 
@@ -102,22 +107,24 @@ class DeformableDetrAdapter(DetrAdapter):
         """
         states = output.intermediate_hidden_states.unbind(1)
         references = [output.init_reference_points, *output.intermediate_reference_points.unbind(1)[:-1]]
-        classify, locate = self.model.class_embed, self.model.bbox_embed  # two-stage models hold one more
-        logits = torch.stack([head(state) for head, state in zip(classify, states, strict=False)])  # type: ignore[arg-type]
-        change = torch.stack([head(state) for head, state in zip(locate, states, strict=False)])  # type: ignore[arg-type]
-        start = torch.stack(
-            [
-                pad(inverse_sigmoid(reference.float()), (0, 4 - reference.shape[-1]))
-                for reference in references
-            ]
-        )
-        return logits, (change.float() + start).sigmoid()
+        # A two-stage model holds one more head of each kind, for its proposals.
+        logits = [head(state) for head, state in zip(self._model.class_embed, states, strict=False)]
+        boxes = [
+            (head(state).float() + _origin(reference)).sigmoid()
+            for head, state, reference in zip(self._model.bbox_embed, states, references, strict=False)
+        ]
+        return torch.stack(logits), torch.stack(boxes)
 
     def _proposals(self, output: Any, batch: Batch) -> Proposals | None:
         if output.enc_outputs_class is None:
             return None
         boxes = output.enc_outputs_coord_logits.float().sigmoid()
         return Proposals(output.enc_outputs_class, self.to_content(boxes, batch))
+
+
+def _origin(reference: Tensor) -> Tensor:
+    """The box [B, Q, 4] in logits to which a head adds: for a point [B, Q, 2] a size of logit 0."""
+    return pad(inverse_sigmoid(reference.float()), (0, 4 - reference.shape[-1]))
 
 
 def _attention(
