@@ -15,7 +15,7 @@ from qskd.data.batch import Batch, Targets
 from qskd.labels import LabelMap
 from qskd.losses.set_prediction import SetPredictionLoss
 from qskd.losses.term import Lesson, Prepared, StudentAnswer, Term
-from qskd.models.adapter import DetrAdapter, Reading
+from qskd.models.adapter import DetrAdapter, Need, Reading
 from qskd.models.relabel import to_student_classes
 from qskd.selection.assignment import match_to_targets
 from qskd.selection.groups import GroupQuerySelection
@@ -63,7 +63,7 @@ class TeacherSide:
         self.label_map = label_map
         self.selection = selection
         self.terms = terms
-        self._needs_attention = any(getattr(term, "needs_attention", True) for term in terms.values())
+        self._needs_attention = any(Need.ATTENTION in term.needs for term in terms.values())
 
     @torch.no_grad()
     def teach(self, batch: Batch) -> Teaching:

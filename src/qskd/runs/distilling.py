@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from qskd.data.transforms import ImageSize
 from qskd.distiller import Distiller, TeacherSide
 from qskd.errors import ConfigError
-from qskd.evaluation.cost import cost_of
 from qskd.labels import LabelMap
 from qskd.losses.presets import MethodSettings, build_terms
 from qskd.models.adapter import DetrAdapter
@@ -22,7 +20,7 @@ from qskd.runs import building, preflight
 from qskd.runs.evaluating import evaluate_adapter
 from qskd.runs.folder import RunFolder
 from qskd.runs.options import DataOptions, MethodOptions, PairOptions
-from qskd.runs.training import Job, RunResult
+from qskd.runs.training import Job, RunResult, measured_cost
 from qskd.trainer import DistillationConfig
 
 
@@ -117,7 +115,7 @@ class Distillation(Job):
         metrics = {}
         if self.splits.val is not None:
             metrics = evaluate_adapter(self.teacher, self.splits.val, self.size, self.config.eval_batch_size)
-        cost = cost_of(self.teacher, self.size.largest).as_dict()
+        cost = measured_cost(self.teacher, self.size)
         return self.run(
             resume,
             kind="distill",
@@ -177,5 +175,3 @@ def _autocast(config: DistillationConfig) -> Any:
     dtype = torch.bfloat16 if config.bf16 else torch.float16
     return lambda: torch.autocast(config.device.type, dtype=dtype)
 
-
-__all__ = ["Distillation", "ImageSize", "distill", "make_student"]

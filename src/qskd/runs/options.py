@@ -1,7 +1,11 @@
 """What a user can say about a run, beside ``DistillationConfig``: the data, the models, the method."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any, Literal
+
+import yaml
+
+from qskd.losses.presets import PRESETS, MethodSettings, option_names, resolve
 
 
 @dataclass
@@ -83,14 +87,47 @@ class PairOptions:
 
 
 @dataclass
-class MethodOptions:
-    """The distillation method, its presets and every option by name; None keeps the preset's value."""
+class _MethodChoice:
+    """The distillation method by name."""
 
-    method: str = field(
-        default="qskd",
-        metadata={"help": "qskd, qskd_tprd, or an ablation: positives, all_queries, features, predictions, "
-                  "unmasked_features, none."},
-    )
+    method: str = field(default="qskd", metadata={"help": f"One of {', '.join(PRESETS)}."})
     preflight: bool = field(
         default=True, metadata={"help": "Check teacher, labels and every term before the first epoch."}
     )
+
+
+def _method_flags() -> list[tuple[str, Any, Any]]:
+    """One flag for each option of a method: ``selection.threshold`` is ``--selection_threshold``."""
+    help_text = "Option {name} of the method; default: what --method says."
+    return [
+        (
+            name.replace(".", "_"),
+            str | None,
+            field(default=None, metadata={"help": help_text.format(name=name)}),
+        )
+        for name in option_names()
+    ]
+
+
+class _MethodSettings:
+    """What the flags of a method come to."""
+
+    def settings(self) -> MethodSettings:
+        """The preset with what was overridden.
+
+        Raises:
+            ConfigError: no such method, or a value of the wrong type.
+        """
+        given = {name: getattr(self, name.replace(".", "_")) for name in option_names()}
+        overrides = {name: _value(name, text) for name, text in given.items() if text is not None}
+        return resolve(getattr(self, "method"), overrides)  # noqa: B009
+
+
+MethodOptions = make_dataclass("MethodOptions", _method_flags(), bases=(_MethodSettings, _MethodChoice))
+"""The method, and every option of it as a flag; None keeps the preset's value."""
+
+
+def _value(name: str, text: Any) -> Any:
+    """A flag's text as the value meant: 10, 0.5, true, group, none."""
+    value = yaml.safe_load(text) if isinstance(text, str) else text
+    return None if value == "none" and name != "agfd.mask" else value

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from qskd.data.batch import Batch, Targets
 from qskd.data.dataset import DetectionDataset
 from qskd.data.transforms import ImageSize
 from qskd.distiller import Distiller, TeacherSide
@@ -136,9 +137,19 @@ class Job:
         if self.splits.val is not None:
             metrics = evaluate_adapter(adapter, self.splits.val, self.size, self.config.eval_batch_size)
             self.folder.save_json("eval/val.json", metrics)
-        summary |= {"metrics": metrics, "cost": cost_of(adapter, self.size.largest).as_dict()}
+        summary |= {"metrics": metrics, "cost": measured_cost(adapter, self.size)}
         self.folder.save_json("summary.json", summary)
         return RunResult(self.folder.path, kept, metrics, summary)
+
+
+def measured_cost(adapter: DetrAdapter, size: ImageSize) -> dict[str, Any]:
+    """Parameters, GFLOPs and latency on one image of this size."""
+    height, width = size.of(480, 640)
+    pixels = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    content = torch.tensor([[height, width]])
+    targets = Targets.from_lists([torch.zeros(0, dtype=torch.long)], [torch.zeros(0, 4)])
+    batch = Batch(pixels, content, targets, (0,), ((height, width),))
+    return cost_of(adapter, batch.to(next(adapter.model.parameters()).device)).as_dict()
 
 
 def _save(adapter: DetrAdapter, path: Path, size: ImageSize) -> None:
@@ -150,5 +161,3 @@ def _plain_size(size: ImageSize) -> list[int]:
         return [size.square]
     return [edge for edge in (size.shortest_edge, size.longest_edge) if edge is not None]
 
-
-_ = torch
