@@ -14,6 +14,8 @@ from qskd.errors import DataError
 
 Entry = dict[str, Any]
 
+_LARGEST = 1e9  # pixels; no image reaches there, so a box that does is a mistake
+
 
 def entries(path: Path, content: Entry, key: str) -> list[Entry]:
     """The list of objects under one of the file's top keys."""
@@ -98,7 +100,7 @@ def bboxes(path: Path, rows: Sequence[Entry], ids: NDArray[np.int64]) -> NDArray
     except ValueError:  # lists of different lengths
         array = np.empty(0, dtype=object)
     fits = array.dtype.kind in "if" and array.shape == (len(values), 4)
-    if fits and np.isfinite(array).all():
+    if fits and (np.abs(array) < _LARGEST).all():  # NaN compares false
         return array.astype(np.float64)
     if not values:
         return np.zeros((0, 4))
@@ -113,7 +115,7 @@ def _is_bbox(value: Any) -> bool:
     return (
         isinstance(value, list)
         and len(value) == 4
-        and all(type(number) in (int, float) and abs(number) < 1e300 for number in value)
+        and all(type(number) in (int, float) and abs(number) < _LARGEST for number in value)
     )
 
 
