@@ -37,8 +37,13 @@ def _iou_and_giou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return iou, iou - (hull_area - union) / hull_area.clamp(min=_TINY)
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or as it is when it is float64."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def _corners(boxes: Tensor) -> Tensor:
-    return cxcywh_to_xyxy(boxes if boxes.dtype == torch.float64 else boxes.float())
+    return cxcywh_to_xyxy(at_least_float32(boxes))
 
 
 def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:

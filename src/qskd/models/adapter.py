@@ -7,7 +7,7 @@ stacks of (layers, batch) or (batch, layers), softmax or sigmoid heads, padded c
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +117,14 @@ class DetrAdapter(ABC):
     @abstractmethod
     def num_layers(self) -> int:
         """L, the decoder layers whose predictions a view holds."""
+
+    @property
+    def num_queries(self) -> int:
+        """Q, the queries whose predictions a view holds."""
+        config: Any = self.model.config
+        return int(
+            config.two_stage_num_proposals if getattr(config, "two_stage", False) else config.num_queries
+        )
 
     @property
     def id2label(self) -> dict[int, str]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from qskd.boxes import pairwise_giou
+from qskd.boxes import at_least_float32, pairwise_giou
 from qskd.data.batch import Targets
 from qskd.models.adapter import MatchCosts
 from qskd.models.view import DetrView
@@ -49,19 +49,18 @@ def matching_cost(view: DetrView, targets: Targets, costs: MatchCosts, giou: Ten
     """[L, B, N, Q] float32 cost of giving each query to each object; finite, also for broken predictions."""
     if giou is None:
         giou = giou_to_objects(view.boxes, targets)
-    boxes, objects = _at_least_float32(view.boxes), targets.boxes.to(giou.dtype)
+    boxes, objects = view.boxes.to(giou.dtype), targets.boxes.to(giou.dtype)
     with torch.autocast(boxes.device.type, enabled=False):
-        distance = torch.cdist(objects.expand(view.num_layers, -1, -1, -1), boxes.to(giou.dtype), p=1.0)
+        distance = torch.cdist(objects.expand(view.num_layers, -1, -1, -1), boxes, p=1.0)
         cost = costs.box_weight * distance - costs.giou_weight * giou
         cost = cost + costs.class_weight * _class_cost(view, targets, costs)
     return cost.nan_to_num(_HOPELESS, _HOPELESS, _HOPELESS).clamp(-_HOPELESS, _HOPELESS)
 
 
 @torch.no_grad()
-def giou_to_objects(boxes: Tensor, targets: Tensor | Targets) -> Tensor:
-    """GIoU of every object with every query: boxes [L, B, Q, 4] to [L, B, N, Q] in [-1, 1], -1 if undefined."""
-    objects = targets.boxes if isinstance(targets, Targets) else targets
-    return pairwise_giou(objects[None], boxes).nan_to_num(-1.0, -1.0, -1.0)
+def giou_to_objects(boxes: Tensor, targets: Targets) -> Tensor:
+    """GIoU of objects and queries: boxes [L, B, Q, 4] to [L, B, N, Q] in [-1, 1], -1 where undefined."""
+    return pairwise_giou(targets.boxes[None], boxes).nan_to_num(-1.0, -1.0, -1.0)
 
 
 def assign(cost: Tensor) -> Tensor:
@@ -103,7 +102,7 @@ def _solve(cost: NDArray[np.floating]) -> tuple[NDArray[np.intp], NDArray[np.int
 def _class_cost(view: DetrView, targets: Targets, costs: MatchCosts) -> Tensor:
     """[L, B, N, Q] cost of each object's class, without its weight."""
     index = targets.labels[None, :, None].expand(view.num_layers, -1, view.num_queries, -1)  # [L, B, Q, N]
-    logit = _at_least_float32(view.logits.gather(-1, index)).transpose(-1, -2)
+    logit = at_least_float32(view.logits.gather(-1, index)).transpose(-1, -2)
     if costs.kind == "softmax":
         return -(logit - _log_total(view)[:, :, None]).exp()
     probability = logit.sigmoid()
@@ -114,9 +113,5 @@ def _class_cost(view: DetrView, targets: Targets, costs: MatchCosts) -> Tensor:
 
 def _log_total(view: DetrView) -> Tensor:
     """[L, B, Q] logarithm of the softmax's denominator."""
-    total = _at_least_float32(view.logits).logsumexp(-1)
-    return total if view.no_object is None else torch.logaddexp(total, _at_least_float32(view.no_object))
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    total = at_least_float32(view.logits).logsumexp(-1)
+    return total if view.no_object is None else torch.logaddexp(total, at_least_float32(view.no_object))

@@ -37,8 +37,8 @@ class GroupQuerySelection:
     """Parts the queries of every layer and image into positives, hard negatives and easy negatives.
 
     A positive is matched to an object by the detector's own bipartite matching and is owned by it. Any other
-    query is owned by the object with which its GIoU u is greatest (the first of equals) and is a hard negative
-    if u > ``threshold``: it looks at an object without being responsible for it.
+    query is owned by the object with which its GIoU u is greatest (the first of equals), and is a hard
+    negative if u > ``threshold``: it looks at an object without being responsible for it.
 
     Args:
         threshold: in [-1, 1].
@@ -135,7 +135,7 @@ class GroupQuerySelection:
 
 
 def matched_object(match: Tensor, num_queries: int) -> Tensor:
-    """The inverse of a matching: [..., N] query of each object to [..., Q] object of each query, -1 for none."""
+    """The inverse of a matching: query of each object [..., N] to object of each query [..., Q], -1: none."""
     objects = torch.arange(match.shape[-1], device=match.device).expand_as(match)
     slots = match.where(match >= 0, num_queries)  # objects without a query go to a slot of their own
     inverse = torch.full((*match.shape[:-1], num_queries + 1), -1, device=match.device)

@@ -1,0 +1,226 @@
+"""Attention-Guided Feature Distillation (AGFD): imitate memory where the teacher's selected queries look."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm
+
+from qskd.boxes import at_least_float32
+from qskd.errors import ConfigError
+from qskd.losses.term import Lesson, Prepared, StudentAnswer, zero_of
+from qskd.models.adapter import Need
+from qskd.models.view import DetrView
+from qskd.selection.groups import QueryGroups, Role
+
+_LEAST_OMEGA = 1e-3  # of a selected query whose GIoU is -1
+_TINY = 1e-6
+
+
+class AttentionGuidedFeature(nn.Module):
+    """Squared distance of projected student memory and teacher memory, weighted by the teacher's attention.
+
+    With omega_q = max(1 + GIoU_q, 1e-3) on the selected queries of layer l, m_l(p) their omega-weighted
+    mean attention on token p and n_l = m_l / (max_p m_l + epsilon), a token weighs W(p) = sum_l n_l(p)^2:
+
+        sum over images and tokens of W(p) ||project(F_student)(p) - F_teacher(p)||^2 / (D_teacher * norm)
+
+    Levels are paired by stride; others are left out. Where the grids of a pair differ, the teacher's features
+    and weights are resized to the student's by cell area.
+
+    Args:
+        student_channels: D of each of the student's levels.
+        teacher_channels: D of each of the teacher's levels.
+        student_strides: pixels per cell of the student's levels.
+        teacher_strides: pixels per cell of the teacher's levels.
+        norm: what the sum is divided by: "mass", the sum of W, or "area", the number of tokens that are not
+            padding in images with objects.
+        projection: "auto" for none where both have the same channels and a linear map per token otherwise;
+            "linear" for a linear map always, beginning as the identity where both have the same channels.
+        normalise: compare features whose mean over channels is 0 and whose variance is 1, on both sides.
+        norm_per_level: divide m_l by its greatest value in each level instead of over all levels. Fine levels
+            spread attention over more cells and weigh little otherwise.
+        epsilon: added to the greatest value.
+
+    Raises:
+        ConfigError: student and teacher have no stride in common, or an option has an unknown value.
+
+    Source: Liu et al. 2024 (arXiv 2409.06443) name the idea; the form is that of the third-party code in TPRD
+    (github.com/xingyitong1/TPRD). Departures: each layer weighs by its own attention, averaged over heads and
+    none of it on padding; omega is at least 1e-3; "mass", ``projection``, ``normalise``, ``norm_per_level``
+    and levels paired by stride are ours.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.MEMORY, Need.ATTENTION})
+    part: ClassVar[str] = "agfd"
+
+    def __init__(
+        self,
+        *,
+        student_channels: Sequence[int],
+        teacher_channels: Sequence[int],
+        student_strides: Sequence[int],
+        teacher_strides: Sequence[int],
+        norm: Literal["mass", "area"] = "mass",
+        projection: Literal["auto", "linear"] = "auto",
+        normalise: bool = True,
+        norm_per_level: bool = False,
+        epsilon: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        _check_choice("norm", norm, ("mass", "area"))
+        _check_choice("projection", projection, ("auto", "linear"))
+        self.pairs = _pairs_of_levels(student_strides, teacher_strides)
+        self.norm, self.normalise = norm, normalise
+        self.norm_per_level, self.epsilon = norm_per_level, epsilon
+        self.projections = nn.ModuleList(
+            _projection(student_channels[ours], teacher_channels[theirs], projection)
+            for ours, theirs in self.pairs
+        )
+
+    @torch.no_grad()
+    def prepare(self, lesson: Lesson) -> Prepared:
+        """Weight of every teacher token, and what the sum over tokens is divided by."""
+        weights = self._token_weights(lesson)  # [B, S]
+        levels = torch.split(weights, _level_sizes(lesson.view), dim=1)
+        used = torch.stack([levels[theirs].sum(1) for _, theirs in self.pairs]).sum(0)  # [B]
+        if self.norm == "area":
+            valid = torch.stack([_is_valid(lesson.view, theirs).sum(1) for _, theirs in self.pairs]).sum(0)
+            used = valid * (used > 0)
+        return Prepared({"weights": weights}, used.sum()[None].float())
+
+    def forward(
+        self, student: StudentAnswer, lesson: Lesson, prepared: Prepared, total: Tensor
+    ) -> dict[str, Tensor]:
+        """The one part, ``agfd``; see ``Term``."""
+        weights = torch.split(prepared.tensors["weights"], _level_sizes(lesson.view), dim=1)
+        levels = [
+            self._level_loss(project, student.view, ours, lesson.view, theirs, weights[theirs])
+            for project, (ours, theirs) in zip(self.projections, self.pairs, strict=True)
+        ]
+        return {self.part: torch.stack(levels).sum() / total[0].clamp(min=_TINY)}
+
+    def _level_loss(
+        self,
+        project: nn.Module,
+        student: DetrView,
+        ours: int,
+        teacher: DetrView,
+        theirs: int,
+        weights: Tensor,
+    ) -> Tensor:
+        student_map, teacher_map = student.memory[ours], teacher.memory[theirs]
+        projected = at_least_float32(project(_tokens(student_map)))  # [B, hw, D_teacher]
+        with torch.no_grad():
+            weight_map = weights.reshape(-1, *teacher_map.shape[-2:])  # [B, h, w]
+            if teacher_map.shape[-2:] != student_map.shape[-2:]:
+                is_valid = ~teacher.is_padding[theirs]
+                teacher_map = resize_mean(teacher_map, is_valid, student_map.shape[-2:])
+                weight_map = resize_sum(weight_map, student_map.shape[-2:])
+            target = at_least_float32(_tokens(teacher_map))
+            weights = weight_map.masked_fill(student.is_padding[ours], 0.0).flatten(1)
+        distance = self._squared_distance(projected, target)
+        return (distance * weights).sum() / target.shape[-1] + zero_of(projected)
+
+    def _squared_distance(self, projected: Tensor, target: Tensor) -> Tensor:
+        """[B, hw] sum over channels."""
+        if self.normalise:
+            channels = (target.shape[-1],)
+            projected, target = layer_norm(projected, channels), layer_norm(target, channels)
+        return (projected - target).square().sum(-1)
+
+    def _token_weights(self, lesson: Lesson) -> Tensor:
+        """W [B, S], 0 at padding and in images without selected queries."""
+        mass = lesson.view.attention_mass(query_weights(lesson.groups))  # [L, B, S]
+        is_padding = torch.cat([mask.flatten(1) for mask in lesson.view.is_padding], dim=1)
+        mass = mass.masked_fill(is_padding, 0.0)
+        if not self.norm_per_level:
+            return self._peak_normalised(mass).square().sum(0)
+        levels = torch.split(mass, _level_sizes(lesson.view), dim=-1)
+        return torch.cat([self._peak_normalised(level) for level in levels], dim=-1).square().sum(0)
+
+    def _peak_normalised(self, mass: Tensor) -> Tensor:
+        return mass / (mass.amax(-1, keepdim=True) + self.epsilon)
+
+
+class UnmaskedFeature(AttentionGuidedFeature):
+    """The same distance with every token that is not padding weighing 1: what the attention is compared with.
+
+    Images without objects take part: nothing here depends on objects.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.MEMORY})
+    part: ClassVar[str] = "feature"
+
+    def _token_weights(self, lesson: Lesson) -> Tensor:
+        return torch.cat([(~mask).flatten(1) for mask in lesson.view.is_padding], dim=1).float()
+
+
+def query_weights(groups: QueryGroups) -> Tensor:
+    """[L, B, Q] omega of the selected queries, 0 for others; sums to 1 per layer and image, or to 0."""
+    omega = (1.0 + groups.giou).clamp(min=_LEAST_OMEGA)
+    omega = omega * (groups.role != Role.EASY_NEGATIVE)
+    return omega / omega.sum(-1, keepdim=True).clamp(min=_LEAST_OMEGA)
+
+
+def resize_sum(values: Tensor, size: Sequence[int]) -> Tensor:
+    """[..., h, w] on another grid over the same area; each cell is shared out by area, so sums are kept."""
+    rows = _shares(values.shape[-2], size[0], values)  # [h', h]
+    columns = _shares(values.shape[-1], size[1], values)  # [w', w]
+    with torch.autocast(values.device.type, enabled=False):
+        return rows @ values @ columns.T
+
+
+def resize_mean(features: Tensor, is_valid: Tensor, size: Sequence[int]) -> Tensor:
+    """[B, D, h, w] on another grid over the same area: means by area of valid cells, else 0."""
+    valid = is_valid[:, None]
+    features = at_least_float32(features).masked_fill(~valid, 0.0)
+    return resize_sum(features, size) / resize_sum(valid.to(features.dtype), size).clamp(min=_TINY)
+
+
+def _shares(before: int, after: int, like: Tensor) -> Tensor:
+    """[after, before] the part of each old interval that lies in each new one; columns sum to 1."""
+    old = torch.arange(before + 1, device=like.device, dtype=like.dtype) / before
+    new = torch.arange(after + 1, device=like.device, dtype=like.dtype) / after
+    overlap = torch.minimum(old[1:], new[1:, None]) - torch.maximum(old[:-1], new[:-1, None])
+    return overlap.clamp(min=0) * before
+
+
+def _tokens(level: Tensor) -> Tensor:
+    """[B, D, h, w] to [B, hw, D]."""
+    return level.flatten(2).transpose(1, 2)
+
+
+def _level_sizes(view: DetrView) -> list[int]:
+    return [level.shape[-2] * level.shape[-1] for level in view.memory]
+
+
+def _is_valid(view: DetrView, level: int) -> Tensor:
+    """[B, hw]."""
+    return (~view.is_padding[level]).flatten(1)
+
+
+def _pairs_of_levels(student: Sequence[int], teacher: Sequence[int]) -> list[tuple[int, int]]:
+    pairs = [(index, teacher.index(stride)) for index, stride in enumerate(student) if stride in teacher]
+    if not pairs:
+        raise ConfigError(
+            f"The student's memory has strides {tuple(student)}, the teacher's {tuple(teacher)}: no level "
+            "can be compared. Choose a student with a level of the teacher's stride, or set agfd.weight to 0."
+        )
+    return pairs
+
+
+def _projection(student: int, teacher: int, projection: str) -> nn.Module:
+    if student == teacher and projection == "auto":
+        return nn.Identity()
+    linear = nn.Linear(student, teacher)
+    if student == teacher:
+        nn.init.eye_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    return linear
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"agfd.{name} is '{value}'; choose one of {', '.join(choices)}.")

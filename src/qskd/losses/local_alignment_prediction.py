@@ -1,0 +1,236 @@
+"""Local Alignment Prediction Distillation (LAPD): imitate what the teacher's selected queries predict."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from qskd.boxes import aligned_giou, at_least_float32
+from qskd.errors import ConfigError
+from qskd.losses.class_divergence import class_divergence, say_for_head
+from qskd.losses.hard_negative_alignment import align_hard_negatives
+from qskd.losses.term import Lesson, Prepared, StudentAnswer
+from qskd.models.adapter import Need
+from qskd.models.view import DetrView
+from qskd.selection.groups import GroupQuerySelection, Role
+
+_TINY = 1e-6
+
+
+class LocalAlignmentPrediction(nn.Module):
+    """Class divergence, L1 and GIoU distance between paired queries of student and teacher.
+
+    Positives are paired through the object they are matched to. Hard negatives are paired by the cheapest
+    assignment among the queries around the same object (``align_hard_negatives``). Each student layer learns
+    from one teacher layer, the last from the last. Per layer,
+
+        L = (1 / P) sum over pairs of positives of l + (omega / H) sum over pairs of hard negatives of l,
+        l = class_weight * KL + box_weight * |b_student - b_teacher|_1 + giou_weight * (1 - GIoU),
+
+    with P and H the numbers of pairs, at least 1; layers are summed. When a step has several micro-batches or
+    processes, each takes the mean over its own pairs and weighs it by its part of all pairs sought, which the
+    teacher's side alone tells.
+
+    Args:
+        num_student_layers: decoder layers of the student's views.
+        num_student_queries: Q of the student's views.
+        selection: how the teacher's hard negatives were found; the student's are found in the same way, but
+            without class agreement.
+        scope: pair hard negatives around the same object ("group") or of the same image ("image").
+        top_up: where a student has fewer hard negatives than the teacher, take its next nearest queries.
+        layers: "all" student layers, or only the "last".
+        class_weight, box_weight, giou_weight: weights within a pair.
+        hard_negative_weight: omega.
+        weight_by_giou: multiply each hard negative by its teacher query's max(GIoU, 0).
+        temperature: of the class divergence.
+        single_mean: one mean over positives and hard negatives together, dividing by P + H.
+
+    Raises:
+        ConfigError: an option has an unknown value.
+
+    Source: Liu et al. 2024 (arXiv 2409.06443) name the idea; pairs, costs and weights 1, 5, 2 are those of
+    the third-party code in TPRD (github.com/xingyitong1/TPRD), which is scope="image", top_up=False and
+    single_mean=True. Departures: scope "group", the top-up, two means, KL in place of cross-entropy (equal
+    gradients, 0 for equal predictions).
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.PREDICTIONS})
+
+    def __init__(
+        self,
+        *,
+        num_student_layers: int,
+        num_student_queries: int,
+        selection: GroupQuerySelection | None = None,
+        scope: Literal["group", "image"] = "group",
+        top_up: bool = True,
+        layers: Literal["all", "last"] = "all",
+        class_weight: float = 1.0,
+        box_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        hard_negative_weight: float = 1.0,
+        weight_by_giou: bool = False,
+        temperature: float = 1.0,
+        single_mean: bool = False,
+    ) -> None:
+        super().__init__()
+        if scope not in ("group", "image") or layers not in ("all", "last"):
+            raise ConfigError(
+                f"lapd.scope is '{scope}' (choose group or image), lapd.layers '{layers}' (all or last)."
+            )
+        if temperature <= 0.0:
+            raise ConfigError(f"lapd.temperature is {temperature}; it must be above 0.")
+        self.num_student_layers, self.num_student_queries = num_student_layers, num_student_queries
+        self.num_layers = num_student_layers if layers == "all" else 1
+        self.selection = replace(selection or GroupQuerySelection(), class_agreement=None)
+        self.scope, self.top_up = scope, top_up
+        self.part_weights = (class_weight, box_weight, giou_weight)
+        self.hard_negative_weight, self.weight_by_giou = hard_negative_weight, weight_by_giou
+        self.temperature, self.single_mean = temperature, single_mean
+
+    @torch.no_grad()
+    def prepare(self, lesson: Lesson) -> Prepared:
+        """The teacher's selected queries, for every student layer that learns, and how many pairs are sought.
+
+        ``amount`` is [2 L']: for each of the L' learning layers the pairs of positives sought, then those of
+        hard negatives.
+        """
+        view, groups = lesson.view, lesson.groups
+        layers = torch.tensor(self._teacher_layers(view.num_layers), device=view.logits.device)  # [L']
+        positives = groups.match[layers]  # [L', B, N]
+        is_hard = groups.role[layers] == Role.HARD_NEGATIVE  # [L', B, Q]
+        hard = listed(is_hard, self._most_hard_negatives(lesson, is_hard))  # [L', B, T]
+        query = torch.cat([positives, hard], dim=-1)  # [L', B, P]
+        rows = flat_rows(query, layers, view.num_queries)
+        tensors = _predictions(view, rows) | {
+            "query": query,
+            "owner": groups.owner.flatten()[rows],
+            "giou": groups.giou.flatten()[rows],
+        }
+        return Prepared(tensors, self._pairs_sought(positives, is_hard, lesson.targets.is_object))
+
+    def forward(
+        self, student: StudentAnswer, lesson: Lesson, prepared: Prepared, total: Tensor
+    ) -> dict[str, Tensor]:
+        """Parts ``lapd_class``, ``lapd_box`` and ``lapd_giou``, inner weights applied; see ``Term``."""
+        view, teacher = last_layers(student.view, self.num_layers), prepared.tensors
+        match = student.match[-self.num_layers :]
+        partner = align_hard_negatives(
+            view, match, lesson, teacher, self.selection, scope=self.scope, top_up=self.top_up
+        )
+        query = torch.cat([match, partner], dim=-1)  # [L', B, P]
+        is_pair = (query >= 0) & (teacher["query"] >= 0)
+        weight = self._pair_weights(is_pair, match.shape[-1], teacher["giou"], prepared.amount, total)
+        layers = torch.arange(view.num_layers, device=query.device)
+        ours = _predictions(view, flat_rows(query, layers, view.num_queries))
+        losses = self._pair_losses(ours, teacher, lesson.known_classes)
+        return {
+            f"lapd_{name}": inner * (loss * weight).sum()
+            for inner, (name, loss) in zip(self.part_weights, losses.items(), strict=True)
+        }
+
+    def _pair_losses(
+        self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], known_classes: Tensor
+    ) -> dict[str, Tensor]:
+        """[L', B, P] each."""
+        softmax = "no_object" in student
+        ours, theirs = (
+            say_for_head(side["logits"], side.get("no_object"), known_classes, softmax=softmax)
+            for side in (student, teacher)
+        )
+        distance = at_least_float32(student["boxes"]) - at_least_float32(teacher["boxes"])
+        return {
+            "class": class_divergence(ours, theirs, softmax=softmax, temperature=self.temperature),
+            "box": distance.abs().sum(-1),
+            "giou": 1.0 - aligned_giou(student["boxes"], teacher["boxes"]),
+        }
+
+    def _pair_weights(
+        self, is_pair: Tensor, num_objects: int, giou: Tensor, sought: Tensor, total: Tensor
+    ) -> Tensor:
+        """[L', B, P] what each pair's loss is multiplied by; 0 where there is no pair."""
+        kinds = torch.split(is_pair, [num_objects, is_pair.shape[-1] - num_objects], dim=-1)
+        found = torch.stack([kind.sum((1, 2)) for kind in kinds])  # [2, L']
+        share = torch.stack([sought, total]).view(2, 2, -1)  # sought and total, each [2, L']
+        if self.single_mean:
+            found, share = found.sum(0, keepdim=True), share.sum(1, keepdim=True)
+        scale = share[0] / (share[1].clamp(min=_TINY) * found.clamp(min=1))
+        positive, hard = scale.expand(2, -1)[:, :, None, None]  # [L', 1, 1]
+        hard = hard * self.hard_negative_weight
+        if self.weight_by_giou:
+            hard = hard * giou[..., num_objects:].clamp(min=0.0)
+        return torch.cat([kinds[0] * positive, kinds[1] * hard], dim=-1)
+
+    def _teacher_layers(self, num_teacher_layers: int) -> list[int]:
+        """The teacher layer, from 0, of each learning student layer l of L: round(l L_t / L) - 1."""
+        chosen = [
+            int(layer * num_teacher_layers / self.num_student_layers + 0.5)
+            for layer in range(1, self.num_student_layers + 1)
+        ]
+        return [max(layer, 1) - 1 for layer in chosen[-self.num_layers :]]
+
+    def _most_hard_negatives(self, lesson: Lesson, is_hard: Tensor) -> int:
+        """T: the most hard negatives of a layer and image; exact on a CPU, else what the selection allows."""
+        if not is_hard.is_cuda:
+            return int(is_hard.sum(-1).max()) if is_hard.numel() else 0
+        if self.selection.select == "positives":
+            return 0
+        limits = [lesson.view.num_queries]
+        if self.selection.most_per_image is not None:
+            limits.append(self.selection.most_per_image)
+        if self.selection.most_per_object is not None:
+            limits.append(self.selection.most_per_object * lesson.targets.labels.shape[1])
+        return min(limits)  # counting on the device would make the host wait
+
+    def _pairs_sought(self, positives: Tensor, is_hard: Tensor, is_object: Tensor) -> Tensor:
+        """[2 L'] float32 summed over images."""
+        ours = self.num_student_queries
+        matched = (positives >= 0).sum(-1).clamp(max=ours)  # [L', B]
+        free = ours - is_object.sum(-1).clamp(max=ours)  # [B]
+        hard = torch.minimum(is_hard.sum(-1), free)
+        return torch.cat([matched.sum(-1), hard.sum(-1)]).float()
+
+
+def listed(mask: Tensor, length: int) -> Tensor:
+    """[..., Q] bool to [..., length] long: the indices where True, in order, then -1."""
+    index = torch.arange(mask.shape[-1], device=mask.device).expand(mask.shape)
+    slot = (mask.cumsum(-1) - 1).where(mask, length).clamp(max=length)
+    slots = torch.full((*mask.shape[:-1], length + 1), -1, device=mask.device)
+    return slots.scatter_(-1, slot, index)[..., :length]
+
+
+def flat_rows(query: Tensor, layers: Tensor, num_queries: int) -> Tensor:
+    """Rows of a [L, B, Q, ...] tensor flattened to [L B Q, ...].
+
+    Args:
+        query: [L', B, P] long; -1 (no query) gives some query's row.
+        layers: [L'] long, each one's layer.
+        num_queries: Q.
+    """
+    images = torch.arange(query.shape[1], device=query.device)
+    return (layers[:, None, None] * query.shape[1] + images[:, None]) * num_queries + query.clamp(min=0)
+
+
+def last_layers(view: DetrView, count: int) -> DetrView:
+    """The view of the last decoder layers only."""
+    if count == view.num_layers:
+        return view
+    no_object = None if view.no_object is None else view.no_object[-count:]
+    return replace(
+        view, logits=view.logits[-count:], boxes=view.boxes[-count:], no_object=no_object, attention=None
+    )
+
+
+def _predictions(view: DetrView, rows: Tensor) -> dict[str, Tensor]:
+    """Logits [..., C], boxes [..., 4] and, of a softmax head, no_object [...] of the given rows [...]."""
+    stacks = {"logits": view.logits, "boxes": view.boxes}
+    if view.no_object is not None:
+        stacks["no_object"] = view.no_object[..., None]
+    index = rows.flatten()
+    taken = {
+        name: stack.flatten(0, 2).index_select(0, index).view(*rows.shape, -1)
+        for name, stack in stacks.items()
+    }
+    return {name: value.squeeze(-1) if name == "no_object" else value for name, value in taken.items()}
