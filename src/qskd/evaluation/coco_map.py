@@ -3,7 +3,9 @@
 Letters: B images, Q queries, C classes, K detections kept of an image.
 """
 
-from collections.abc import Iterable, Sequence
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import isnan, nan
 from typing import Any, NamedTuple
@@ -190,8 +192,9 @@ class CocoEvaluator:
                 f"{missing[:_SHOWN]}. Add them, without detections if there are none, or ask for subset=True."
             )
         seen = sorted(self._rows)
-        found = self._found(seen)
-        precision, recall = _evaluate(self._truth(), self._results(found), seen)
+        with _no_garbage_collection():
+            found = self._found(seen)
+            precision, recall = _evaluate(self._truth(), self._results(found), seen)
         names = [str(category["name"]) for category in sorted(self._categories, key=lambda one: one["id"])]
         by_class = [_mean(precision[:, :, index, 0, 2]) for index in range(precision.shape[2])]
         return CocoMetrics(
@@ -283,6 +286,21 @@ def _evaluate(truth: dict[str, Any], found: dict[str, Any], image_ids: list[int]
     evaluation.evaluate()
     evaluation.accumulate()
     return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Spares new dictionaries by the hundred thousand from being searched for cycles again and again.
+
+    That was 40% of the time of an evaluation.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _annotation(annotation: dict[str, Any], position: int) -> dict[str, Any]:
