@@ -48,8 +48,8 @@ def backbone_config(backbone: str, family: str, levels: int) -> Any:
         config = AutoConfig.from_pretrained(backbone)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"No backbone '{backbone}'. Give one of {', '.join(_RESNETS)}, or a folder or hub id of a Hugging "
-            f"Face backbone ({str(error).strip().splitlines()[0]})"
+            f"No backbone '{backbone}'. Give one of {', '.join(_RESNETS)}, or a folder or hub id of a "
+            f"Hugging Face backbone ({str(error).strip().splitlines()[0]})"
         ) from error
     names = getattr(config, "stage_names", None)
     if not names:
@@ -139,11 +139,9 @@ def _pretrained_backbone(source: str, model: nn.Module) -> nn.Module:
         if config.model_type in FAMILIES:
             return backbone_of(load_model(source).model)
         settings: Any = model.config.backbone_config  # type: ignore[union-attr]
-        backbone, info = AutoBackbone.from_pretrained(
-            source,
-            out_features=list(settings.out_features),
-            dtype=torch.float32,
-            output_loading_info=True,
+        config.set_output_features_output_indices(list(settings.out_features), None)
+        backbone, info = type(_weightless(config)).from_pretrained(
+            source, config=config, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(

@@ -20,7 +20,7 @@ from qskd.models.backbones import (
     same_architecture,
     scaled,
 )
-from qskd.models.inheriting import InheritReport, Lineage, inherit_weights, layer_choice
+from qskd.models.inheriting import InheritReport, Lineage, inherit_weights, layer_choice, nothing_inherited
 from qskd.models.initialising import initialise_detector, thaw_backbone, unfreeze_later_stages
 from qskd.models.loading import build, config_with_classes
 
@@ -80,8 +80,8 @@ def derive_student(
     Weights are taken over where names and shapes agree. A student with fewer encoder or decoder layers gets
     the teacher's evenly spaced ones, the last among them, with their prediction heads; its queries are the
     teacher's first; head rows go by class name. Nothing is taken over inside a backbone of another
-    architecture: it is pretrained (``backbone_weights``) or random. A random backbone learns whole, with batch
-    norms that are not frozen, and needs far longer training; the report says so.
+    architecture: it is pretrained (``backbone_weights``) or random. A random backbone learns whole, with
+    batch norms that are not frozen, and needs far longer training; the report says so.
 
     Args:
         teacher: left as it is.
@@ -146,9 +146,8 @@ def _fill(
 ) -> InheritReport:
     source: Any = _config(teacher)
     target: Any = model.config
-    none = Lineage((), (), 0, (-1,) * len(class_names), source.num_labels, backbone=False)
     if not inherit:
-        return inherit_weights(model, nn.Module(), none)
+        return nothing_inherited(model)
     lineage = Lineage(
         encoder=layer_choice(target.encoder_layers, source.encoder_layers),
         decoder=layer_choice(target.decoder_layers, source.decoder_layers),

@@ -103,8 +103,8 @@ class Lineage:
 def inherit_weights(target: nn.Module, source: nn.Module, lineage: Lineage) -> InheritReport:
     """Copy what agrees in name and shape; class layers by class name, queries from the first on.
 
-    A module is copied whole or not at all (a bias without its weight is worth nothing). A module that only the
-    first decoder layer has, as in Conditional and DAB DETR, comes from the source's first.
+    A module is copied whole or not at all (a bias without its weight is worth nothing). A module that only
+    the first decoder layer has, as in Conditional and DAB DETR, comes from the source's first.
 
     Args:
         target: changed in place.
@@ -122,6 +122,11 @@ def inherit_weights(target: nn.Module, source: nn.Module, lineage: Lineage) -> I
         for tensor, count in _copy_module(name, module, origin, lineage):
             taken[tensor.data_ptr()] = count
     return InheritReport(_count(target, taken))
+
+
+def nothing_inherited(model: nn.Module) -> InheritReport:
+    """The report of a model that is all its own."""
+    return InheritReport(_count(model, {}))
 
 
 def _copy_module(

@@ -1,8 +1,8 @@
 """Random weights a detector can be trained from.
 
 Built from its configuration alone, a Hugging Face DETR gets weights meant to be overwritten by a checkpoint:
-linear layers with a standard deviation of 0.01 or 0.02, RT-DETR's batch-norm scales around 0 (its encoder then
-answers 1e-7 everywhere), backbones frozen at random values. Here layers are drawn as in the papers' own code.
+linear layers with a deviation of 0.01 or 0.02, RT-DETR's batch-norm scales around 0 (its encoder then answers
+1e-7 everywhere), backbones frozen at random values. Here layers are drawn as in the papers' own code.
 """
 
 import math
@@ -45,8 +45,8 @@ def initialise_detector(model: nn.Module) -> None:
             generator.
 
     Source: the published code of each family. Linear layers and Deformable DETR's projections are Xavier
-    uniform, other convolutions and the norms PyTorch's defaults, queries N(0, 1), the last layer of box heads 0
-    (not DETR's, whose queries would be alike), class biases log(p / (1 - p)) with p = 0.01 for sigmoid heads.
+    uniform, other convolutions and the norms PyTorch's defaults, queries N(0, 1), the last layer of box heads
+    0 (not DETR's, whose queries would be alike), class biases log(p / (1 - p)), p = 0.01, for sigmoid heads.
     Departure: RT-DETR's linear layers are Xavier as well, where its code leaves PyTorch's default, and all of
     Deformable DETR's box heads, not the first alone, start with small boxes.
     """
@@ -134,7 +134,7 @@ def _trainable(frozen: nn.Module) -> TrainableBatchNorm2d:
 def unfreeze_later_stages(model: nn.Module) -> None:
     """Train all but the stem and the first stage of a pretrained Hugging Face ResNet, as DETR's code does.
 
-    Hugging Face means to, but looks for ``stage.1`` where its ResNet says ``stages.1`` and so freezes all of it.
+    Hugging Face means to, but looks for ``stage.1`` where its ResNet says ``stages.1``: all of it is frozen.
     """
     backbone = backbone_of(model)
     for name, parameter in backbone.named_parameters():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig
 
@@ -30,6 +31,7 @@ _WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 _SHOWN = 5  # names listed in an error
+_LONGEST_REASON = 500  # characters quoted of somebody else's error
 
 
 def load_model(
@@ -60,6 +62,7 @@ def load_model(
             config=config,
             dtype=dtype or torch.float32,
             trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # refused below, where the weights can be named
             output_loading_info=True,
         )
     except (OSError, RuntimeError, ImportError, ValueError) as error:
@@ -96,18 +99,23 @@ def _looks_like_path(name: str | Path) -> bool:
 def _read_config(source: str, trust_remote_code: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise _unloadable(source, error) from error
 
 
 def _unloadable(source: str, error: Exception) -> CheckpointError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = _in_one_line(error)
     if Path(source).is_dir():
         return CheckpointError(f"The model in {source} cannot be loaded: {reason}")
     return CheckpointError(
         f"'{source}' is no folder here, and as a hub id it cannot be loaded: {reason} "
         "Without a network, download it elsewhere (`hf download ID --local-dir FOLDER`) and give that folder."
     )
+
+
+def _in_one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text[:_LONGEST_REASON] if text else type(error).__name__
 
 
 def _check_complete(source: str, info: Mapping[str, Any]) -> None:
@@ -160,7 +168,7 @@ def new_model(
 
 
 def build(config: Any) -> nn.Module:
-    """A model with Hugging Face's random weights, float32, in evaluation mode as ``from_pretrained`` returns it.
+    """A float32 model with Hugging Face's random weights, in evaluation mode as from ``from_pretrained``.
 
     Raises:
         ConfigError: the family refuses the configuration.
@@ -168,7 +176,9 @@ def build(config: Any) -> nn.Module:
     try:
         model: nn.Module = AutoModelForObjectDetection.from_config(config, dtype=torch.float32)
     except (ValueError, TypeError, RuntimeError, ImportError, IndexError, ZeroDivisionError) as error:
-        raise ConfigError(f"No {config.model_type} can be built from this configuration: {error}") from error
+        raise ConfigError(
+            f"No {config.model_type} can be built from this configuration: {_in_one_line(error)}"
+        ) from error
     return model.eval()
 
 
@@ -215,15 +225,17 @@ def _from_fields(fields: dict[str, Any], origin: str) -> Any:
         fields["use_pretrained_backbone"] = False
     try:
         return AutoConfig.for_model(model_type, **fields)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{origin} is no valid {model_type} configuration: {error}") from error
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ConfigError(
+            f"{origin} is no valid {model_type} configuration: {_in_one_line(error)}"
+        ) from error
 
 
 def with_class_names(adapter: DetrAdapter, class_names: Sequence[str]) -> DetrAdapter:
     """The same detector, predicting the given classes.
 
-    Head rows (and RT-DETR's label embeddings) of classes that have the same name are kept, in their new places;
-    rows of other classes are random, as before training. Which are which is logged.
+    Head rows (and RT-DETR's label embeddings) of classes that have the same name are kept, in their new
+    places; rows of other classes are random, as before training. Which are which is logged.
 
     Args:
         adapter: left as it is; the answer holds a copy unless names and order agree already.

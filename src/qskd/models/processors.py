@@ -104,12 +104,13 @@ def image_processor_of(adapter: DetrAdapter, size: ImageSize) -> Any:
 def _size(size: ImageSize) -> dict[str, int]:
     if size.square is not None:
         return {"height": size.square, "width": size.square}
-    assert size.shortest_edge is not None and size.longest_edge is not None
+    assert size.shortest_edge is not None
+    assert size.longest_edge is not None
     return {"shortest_edge": size.shortest_edge, "longest_edge": size.longest_edge}
 
 
 def image_size_of(name_or_path: str | Path) -> ImageSize | None:
-    """The size a checkpoint's image processor resizes to; None without a processor or with another kind of size."""
+    """The size a checkpoint's image processor resizes to; None without one, or with another kind of size."""
     found = _processor_file(name_or_path)
     size = json.loads(found.read_text(encoding="utf-8")).get("size") if found else None
     if not isinstance(size, dict):
@@ -149,7 +150,7 @@ tags: [object-detection, {family}]
 ---
 # {family} detector, {classes} classes, {millions:.1f} M parameters
 
-Trained with qskd on images of {size}. Boxes are fractions of the unpadded image.
+Trained with qskd on images of {size}. Boxes are fractions of {frame}.
 
 ```python
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
@@ -165,6 +166,7 @@ def _card(adapter: DetrAdapter, size: ImageSize, extra: str) -> str:
     names = adapter.id2label
     text = _CARD.format(
         family=adapter.family,
+        frame="the unpadded image" if adapter.box_frame == "content" else "the padded canvas",
         classes=len(names),
         millions=sum(parameter.numel() for parameter in adapter.model.parameters()) / 1e6,
         size=_in_words(size),

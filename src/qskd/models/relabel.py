@@ -15,9 +15,9 @@ _NEVER = -100.0  # logit of a class the teacher does not have: probability 4e-44
 def to_student_classes(view: DetrView, label_map: LabelMap) -> DetrView:
     """The same view, its classes those of the student.
 
-    A sigmoid head's columns are picked; each keeps its probability. Of a softmax head, the probability of classes
-    the student does not have goes to no-object (log-sum-exp of the logits), so every other probability is kept.
-    Classes the teacher does not have get a probability of practically 0: leave them out of any class loss.
+    A sigmoid head's columns are picked; each keeps its probability. Of a softmax head, the probability of
+    classes the student does not have goes to no-object (log-sum-exp of the logits), so every other probability
+    is kept. Classes the teacher does not have get practically 0: leave them out of any class loss.
 
     Args:
         view: of the teacher, [L, B, Q, C_teacher].
@@ -46,8 +46,9 @@ def _relabel_softmax(view: DetrView, picked: Tensor, known: Tensor, dropped: Ten
 
 @lru_cache(maxsize=16)
 def _columns(label_map: LabelMap, classes: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Teacher column [C_student], known [C_student] bool, dropped columns with no-object; kept on the device."""
-    index = torch.tensor(label_map.teacher_index)
+    """Teacher column [C_student], known [C_student] bool, dropped columns and no-object; made once a device."""
     taken = set(label_map.teacher_index)
-    dropped = torch.tensor([column for column in range(classes + 1) if column not in taken])
-    return index.clamp(min=0).to(device), (index >= 0).to(device), dropped.to(device)
+    with torch.inference_mode(False):  # kept for later calls, which may need gradients
+        index = torch.tensor(label_map.teacher_index)
+        dropped = torch.tensor([column for column in range(classes + 1) if column not in taken])
+        return index.clamp(min=0).to(device), (index >= 0).to(device), dropped.to(device)

@@ -1,0 +1,117 @@
+import pytest
+import torch
+from torch import nn
+
+from builders import MODELS, random_batch
+from qskd.models.initialising import (
+    CLASS_HEAD,
+    TrainableBatchNorm2d,
+    backbone_of,
+    thaw_backbone,
+    unfreeze_later_stages,
+)
+from qskd.models.loading import new_model, weights_fingerprint
+
+NAMES = ["cat", "dog", "hen"]
+
+
+def fresh_adapter(family):
+    torch.manual_seed(0)
+    return new_model(MODELS[family]().config, NAMES)
+
+
+def fresh(family):
+    return fresh_adapter(family).model
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_a_new_model_answers_differently_to_different_images(family):
+    adapter = fresh_adapter(family)
+    adapter.model.train()
+
+    with torch.no_grad():
+        memory = adapter.read(random_batch(((64, 64), (64, 64)))).view.memory
+
+    assert min(float(level.std(0).mean()) for level in memory) > 1e-3  # Hugging Face's RT-DETR: 1e-7
+
+
+@pytest.mark.parametrize("family", [family for family in MODELS if family != "detr"])
+def test_a_new_sigmoid_model_expects_every_class_with_one_percent(family):
+    model = fresh(family).eval()
+    biases = [
+        module.bias
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and CLASS_HEAD.search(name)
+    ]
+
+    assert biases
+    for bias in biases:
+        torch.testing.assert_close(bias.sigmoid(), torch.full((3,), 0.01))
+
+
+@pytest.mark.parametrize("family", [family for family in MODELS if family not in ("detr", "rt_detr")])
+def test_box_heads_start_from_the_reference_points(family):
+    model = fresh(family)
+    heads = getattr(model, "bbox_predictor", None) or model.bbox_embed[0]
+
+    offsets = heads(torch.randn(7, 32))
+
+    assert offsets.std(0).max() == 0
+    assert offsets[0].tolist()[:2] == [0, 0]
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_a_random_backbone_learns_whole(family):
+    adapter = fresh_adapter(family)
+    model = adapter.model.train()
+
+    memory = adapter.read(random_batch(((64, 64), (64, 64)))).view.memory
+    sum(level.square().sum() for level in memory).backward()
+
+    assert all(parameter.grad is not None for parameter in backbone_of(model).parameters())
+    assert not [m for m in backbone_of(model).modules() if "Frozen" in type(m).__name__]
+
+
+def test_thawing_keeps_names_and_answers():
+    model = MODELS["detr"]()
+    for module in backbone_of(model).modules():
+        if "Frozen" in type(module).__name__:
+            module.running_var.uniform_(0.5, 2)
+            module.bias.normal_()
+    pixels = torch.rand(1, 3, 64, 64)
+    before, names = model(pixels).pred_boxes, list(model.state_dict())
+
+    thaw_backbone(model)
+
+    assert sorted(model.state_dict()) == sorted(names)
+    torch.testing.assert_close(model(pixels).pred_boxes, before)
+
+
+def test_a_trainable_batch_norm_loads_states_without_metadata():
+    norm = TrainableBatchNorm2d(4)
+    state = {key: torch.rand(4) for key in ("weight", "bias", "running_mean", "running_var")}
+
+    norm.load_state_dict(state)
+
+    assert torch.equal(norm.running_var, state["running_var"])
+
+
+def test_a_pretrained_resnet_keeps_its_stem_and_first_stage():
+    model = MODELS["detr"]()
+    backbone_of(model).requires_grad_(False)
+
+    unfreeze_later_stages(model)
+
+    trained = {name for name, parameter in backbone_of(model).named_parameters() if parameter.requires_grad}
+    assert trained == {
+        name
+        for name, _ in backbone_of(model).named_parameters()
+        if name.startswith(tuple(f"encoder.stages.{i}" for i in (1, 2, 3)))
+    }
+    assert trained
+
+
+def test_the_same_seed_draws_the_same_weights():
+    first, second = fresh("deformable_detr"), fresh("deformable_detr")
+
+    assert weights_fingerprint(first) == weights_fingerprint(second)
