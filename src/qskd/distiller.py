@@ -75,9 +75,7 @@ class TeacherSide:
         groups = self.selection(view, targets, self.adapter.match_costs)
         lesson = Lesson(view, groups, targets, known)
         prepared = {name: term.prepare(lesson) for name, term in self.terms.items()}
-        return Teaching(
-            Lesson(view.without_attention(), groups, targets, known), columns, prepared
-        )
+        return Teaching(Lesson(view.without_attention(), groups, targets, known), columns, prepared)
 
 
 class Distiller(nn.Module):

@@ -28,7 +28,9 @@ class Splits:
         return self.train.class_names
 
 
-def open_split(options: DataOptions, split: str, class_names: Sequence[str] | None = None) -> CocoIndex | None:
+def open_split(
+    options: DataOptions, split: str, class_names: Sequence[str] | None = None
+) -> CocoIndex | None:
     """One split of the data, or None for a validation split that was neither named nor found.
 
     Raises:
@@ -63,7 +65,9 @@ def open_splits(options: DataOptions) -> Splits:
     return Splits(train, open_split(options, "val", train.class_names))
 
 
-def choose_size(options: DataOptions, adapters: Sequence[DetrAdapter], sources: Sequence[str | None]) -> ImageSize:
+def choose_size(
+    options: DataOptions, adapters: Sequence[DetrAdapter], sources: Sequence[str | None]
+) -> ImageSize:
     """The size images are resized to: what the options say, else what the first model's processor says.
 
     Raises:
@@ -84,7 +88,9 @@ def choose_size(options: DataOptions, adapters: Sequence[DetrAdapter], sources: 
         size = next((found for found in known if found is not None), None) or ImageSize(square=640)
         if size.square is None and fixed:
             size = ImageSize(square=640)
-    coarsest = max((stride for adapter in adapters if not adapter.reads_padding for stride in adapter.strides), default=1)
+    coarsest = max(
+        (stride for adapter in adapters if not adapter.reads_padding for stride in adapter.strides), default=1
+    )
     if size.square is not None and size.square % coarsest:
         raise ConfigError(
             f"--image_size {size.square} is not a multiple of {coarsest}, the coarsest stride of {', '.join(fixed)}. "

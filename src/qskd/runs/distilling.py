@@ -36,7 +36,6 @@ def distill(
         raise building.missing_option("--teacher", "a hub id or the folder of a trained detector")
     folder = RunFolder(Path(config.output_dir))
     resume = folder.open(config.resume_from_checkpoint)
-    set_seed(config.seed)
     splits = building.open_splits(data)
     teacher = as_teacher(
         building.open_model(
@@ -44,6 +43,8 @@ def distill(
         )
     )
     label_map = LabelMap.between(teacher.id2label, splits.class_names)
+    # Again, so that the student begins as it would without a teacher.
+    set_seed(config.seed)
     student, notes = make_student(pair, teacher, splits.class_names, config.seed)
     size = building.choose_size(data, [student, teacher], [pair.student, pair.teacher])
     settings = method.settings()
@@ -72,7 +73,9 @@ def make_student(
     )
     is_derived = shape != StudentShape()
     if pair.student is not None and is_derived:
-        raise ConfigError("Give either --student, or --student_backbone and the like to derive one; not both.")
+        raise ConfigError(
+            "Give either --student, or --student_backbone and the like to derive one; not both."
+        )
     if pair.student is not None:
         student = building.open_model(
             pair.student, class_names, box_frame="content", trust_remote_code=pair.trust_remote_code
@@ -110,10 +113,9 @@ class Distillation(Job):
         selection = self.settings.selection
         teacher_side = TeacherSide(self.teacher, self.label_map, selection, distiller.terms)
         fingerprint = weights_fingerprint(self.teacher.model)
-        if check:
-            self.preflight(distiller, teacher_side, fingerprint)
-        metrics = {}
-        if self.splits.val is not None:
+        found = self.preflight(distiller, teacher_side, fingerprint) if check else None
+        metrics = found.teacher_metrics if found else {}
+        if self.splits.val is not None and (found is None or found.teacher_images < len(self.splits.val)):
             metrics = evaluate_adapter(self.teacher, self.splits.val, self.size, self.config.eval_batch_size)
         cost = measured_cost(self.teacher, self.size)
         return self.run(
@@ -126,7 +128,7 @@ class Distillation(Job):
             extra={"teacher": {"metrics": metrics, "cost": cost, "fingerprint": fingerprint}},
         )
 
-    def preflight(self, distiller: Distiller, teacher: TeacherSide, fingerprint: str) -> None:
+    def preflight(self, distiller: Distiller, teacher: TeacherSide, fingerprint: str) -> preflight.Preflight:
         """All checks before the first epoch; prints and saves what it found.
 
         Raises:
@@ -145,14 +147,16 @@ class Distillation(Job):
         if self.splits.val is not None:
             found.teacher_images = min(preflight.TEACHER_IMAGES, len(self.splits.val))
             found.teacher_metrics = evaluate_adapter(
-                self.teacher, self.splits.val, self.size, self.config.eval_batch_size, first=found.teacher_images
+                self.teacher,
+                self.splits.val,
+                self.size,
+                self.config.eval_batch_size,
+                first=found.teacher_images,
             )
             preflight.check_teacher(found.teacher_metrics, found.teacher_images)
         batch = preflight.sample_batch(train_data, self.config.per_device_train_batch_size).to(device)
         autocast = _autocast(self.config)
-        found.terms = preflight.check_terms(
-            distiller, teacher, batch, same_weights=same, autocast=autocast
-        )
+        found.terms = preflight.check_terms(distiller, teacher, batch, same_weights=same, autocast=autocast)
         found.seconds_per_step = self.config.gradient_accumulation_steps * preflight.time_step(
             distiller, teacher, batch, autocast
         )
@@ -160,12 +164,15 @@ class Distillation(Job):
         found.peak_memory_gib = preflight.peak_memory_gib()
         self.folder.save_json("preflight.json", found.as_dict())
         print("\n".join(found.lines()), flush=True)
+        return found
 
     def _steps(self, images: int) -> int:
         config = self.config
         if config.max_steps > 0:
             return config.max_steps
-        return int(config.num_train_epochs * max(1, images // max(1, config.train_batch_size * config.world_size)))
+        return int(
+            config.num_train_epochs * max(1, images // max(1, config.train_batch_size * config.world_size))
+        )
 
 
 def _autocast(config: DistillationConfig) -> Any:
@@ -174,4 +181,3 @@ def _autocast(config: DistillationConfig) -> Any:
         return contextlib.nullcontext
     dtype = torch.bfloat16 if config.bf16 else torch.float16
     return lambda: torch.autocast(config.device.type, dtype=dtype)
-

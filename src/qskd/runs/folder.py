@@ -73,7 +73,11 @@ class RunFolder:
     def _refuse_other_run(self) -> None:
         if self.path.is_file():
             raise ConfigError(f"--output_dir {self.path} is a file; give a folder.")
-        taken = [name for name in ("config.yaml", "checkpoints", "best", "summary.json") if (self.path / name).exists()]
+        taken = [
+            name
+            for name in ("config.yaml", "checkpoints", "best", "summary.json")
+            if (self.path / name).exists()
+        ]
         if taken:
             raise ConfigError(
                 f"{self.path} holds another run ({', '.join(taken)}). Give another --output_dir, "
@@ -112,7 +116,16 @@ def _plain(value: Any) -> Any:
 
 def environment() -> dict[str, str]:
     """Versions that a result depends on."""
-    names = ("qskd", "torch", "torchvision", "transformers", "accelerate", "faster-coco-eval", "scipy", "numpy")
+    names = (
+        "qskd",
+        "torch",
+        "torchvision",
+        "transformers",
+        "accelerate",
+        "faster-coco-eval",
+        "scipy",
+        "numpy",
+    )
     found = {"python": sys.version.split()[0], "platform": platform.platform(terse=True)}
     for name in names:
         try:

@@ -21,11 +21,14 @@ class DataOptions:
     val_images: str | None = field(default=None, metadata={"help": "Folder of the validation images."})
     image_size: int | None = field(
         default=None,
-        metadata={"help": "Side of the square that images are resized to; with --max_image_size the shortest edge. "
-                  "Default: what the model's processor says."},
+        metadata={
+            "help": "Side of the square that images are resized to; with --max_image_size the shortest edge. "
+            "Default: what the model's processor says."
+        },
     )
     max_image_size: int | None = field(
-        default=None, metadata={"help": "Longest edge; keeps the aspect ratio (families that read padding only)."}
+        default=None,
+        metadata={"help": "Longest edge; keeps the aspect ratio (families that read padding only)."},
     )
     strict_data: bool = field(
         default=False, metadata={"help": "Refuse degenerate and outside boxes instead of dropping them."}
@@ -42,13 +45,18 @@ class ModelOptions:
 
     model: str | None = field(
         default=None,
-        metadata={"help": "Hub id, folder, or a configuration (.json) to train from scratch.",
-                  "aliases": ["--model_name_or_path"]},
+        metadata={
+            "help": "Hub id, folder, or a configuration (.json) to train from scratch.",
+            "aliases": ["--model_name_or_path"],
+        },
     )
     box_frame: Literal["content", "canvas"] = field(
-        default="content", metadata={"help": "What the model's boxes are fractions of when images are padded."}
+        default="content",
+        metadata={"help": "What the model's boxes are fractions of when images are padded."},
     )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that a hub repository brings."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run model code that a hub repository brings."}
+    )
 
 
 @dataclass
@@ -57,33 +65,49 @@ class PairOptions:
 
     teacher: str | None = field(
         default=None,
-        metadata={"help": "Hub id or folder of the trained teacher.", "aliases": ["--teacher_model_name_or_path"]},
+        metadata={
+            "help": "Hub id or folder of the trained teacher.",
+            "aliases": ["--teacher_model_name_or_path"],
+        },
     )
     student: str | None = field(
         default=None,
-        metadata={"help": "Hub id, folder, or configuration (.json). Default: derived from the teacher.",
-                  "aliases": ["--student_model_name_or_path"]},
+        metadata={
+            "help": "Hub id, folder, or configuration (.json). Default: derived from the teacher.",
+            "aliases": ["--student_model_name_or_path"],
+        },
     )
     teacher_box_frame: Literal["content", "canvas"] = field(
-        default="content", metadata={"help": "What the teacher's boxes are fractions of when images are padded."}
+        default="content",
+        metadata={"help": "What the teacher's boxes are fractions of when images are padded."},
     )
     student_backbone: str | None = field(
         default=None, metadata={"help": "Backbone of a derived student: resnet18, resnet34, resnet50, ..."}
     )
     student_backbone_weights: str | None = field(
-        default=None, metadata={"help": "Folder or hub id whose backbone weights the derived student starts from."}
+        default=None,
+        metadata={"help": "Folder or hub id whose backbone weights the derived student starts from."},
     )
     student_backbone_width: float | None = field(
         default=None, metadata={"help": "Factor on the channels of the derived student's backbone."}
     )
-    student_encoder_layers: int | None = field(default=None, metadata={"help": "Encoder layers of a derived student."})
-    student_decoder_layers: int | None = field(default=None, metadata={"help": "Decoder layers of a derived student."})
-    student_num_queries: int | None = field(default=None, metadata={"help": "Queries of a derived student."})
-    student_hidden_size: int | None = field(default=None, metadata={"help": "Hidden size of a derived student."})
-    inherit: bool = field(
-        default=True, metadata={"help": "Start a derived student from the teacher's weights where shapes agree."}
+    student_encoder_layers: int | None = field(
+        default=None, metadata={"help": "Encoder layers of a derived student."}
     )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that a hub repository brings."})
+    student_decoder_layers: int | None = field(
+        default=None, metadata={"help": "Decoder layers of a derived student."}
+    )
+    student_num_queries: int | None = field(default=None, metadata={"help": "Queries of a derived student."})
+    student_hidden_size: int | None = field(
+        default=None, metadata={"help": "Hidden size of a derived student."}
+    )
+    inherit: bool = field(
+        default=True,
+        metadata={"help": "Start a derived student from the teacher's weights where shapes agree."},
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run model code that a hub repository brings."}
+    )
 
 
 @dataclass

@@ -4,7 +4,7 @@ Everything is measured on the real teacher, student and data, and nothing of it 
 states are as before.
 """
 
-import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,7 +57,7 @@ class Preflight:
             "terms": [asdict(term) for term in self.terms],
             "seconds_per_step": self.seconds_per_step,
             "estimated_seconds": self.seconds_per_step * self.total_steps,
-            "peak_memory_gib": self.peak_memory_gib,
+            "peak_memory_gib": self.peak_memory_gib if _is_finite(self.peak_memory_gib) else None,
             "warnings": self.warnings,
         }
 
@@ -98,7 +98,12 @@ def check_teacher(metrics: dict[str, Any], images: int) -> None:
 
 
 def check_terms(
-    distiller: Distiller, teacher: TeacherSide, batch: Batch, *, same_weights: bool, autocast: Callable[[], Any]
+    distiller: Distiller,
+    teacher: TeacherSide,
+    batch: Batch,
+    *,
+    same_weights: bool,
+    autocast: Callable[[], Any],
 ) -> list[TermCheck]:
     """Every loss part on one batch: finite, not zero, and with gradient on the student.
 
@@ -108,7 +113,8 @@ def check_terms(
     with _untouched(distiller), autocast():
         teaching = teacher.teach(batch)
         totals = StepTotals(
-            float(max(batch.targets.total, 1)), {name: made.amount for name, made in teaching.prepared.items()}
+            float(max(batch.targets.total, 1)),
+            {name: made.amount for name, made in teaching.prepared.items()},
         )
         checks = [TermCheck("detection", *_value_and_gradient(distiller, batch, totals, None, None))]
         for name in distiller.terms:
@@ -122,7 +128,11 @@ def _value_and_gradient(
     distiller: Distiller, batch: Batch, totals: StepTotals, teaching: Teaching | None, only: str | None
 ) -> tuple[float, float]:
     """Value of one term (or of the detection loss) and the norm of its gradient on the student."""
-    loss = distiller.one_term(batch, totals, teaching, only) if only and teaching else distiller(batch, totals)["loss"]
+    loss = (
+        distiller.one_term(batch, totals, teaching, only)
+        if only and teaching
+        else distiller(batch, totals)["loss"]
+    )
     parameters = [parameter for parameter in distiller.student.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
@@ -152,7 +162,9 @@ def sample_batch(dataset: DetectionDataset, size: int) -> Batch:
     return collate([dataset[position] for position in chosen])
 
 
-def time_step(distiller: Distiller, teacher: TeacherSide | None, batch: Batch, autocast: Callable[[], Any]) -> float:
+def time_step(
+    distiller: Distiller, teacher: TeacherSide | None, batch: Batch, autocast: Callable[[], Any]
+) -> float:
     """Seconds of one training step without optimiser, the second of two."""
     seconds = 0.0
     with _untouched(distiller), autocast():
@@ -167,10 +179,15 @@ def time_step(distiller: Distiller, teacher: TeacherSide | None, batch: Batch, a
 
 
 def peak_memory_gib() -> float:
-    """Peak memory of the device where there is one, else of this process, in GiB."""
+    """Peak memory of the device where there is one, else of this process, in GiB; NaN where nobody counts it."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if sys.platform == "win32":
+        return float("nan")
+    import resource  # not on Windows
+
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _synchronised(tensor: Tensor) -> float:

@@ -42,10 +42,12 @@ def train(model: ModelOptions, data: DataOptions, config: DistillationConfig) ->
     """
     folder = RunFolder(Path(config.output_dir))
     resume = folder.open(config.resume_from_checkpoint)
-    set_seed(config.seed)
     splits = building.open_splits(data)
     if model.model is None:
-        raise building.missing_option("--model", "a hub id, a folder, or a configuration (.json) to train from scratch")
+        raise building.missing_option(
+            "--model", "a hub id, a folder, or a configuration (.json) to train from scratch"
+        )
+    set_seed(config.seed)
     adapter = building.open_model(
         model.model, splits.class_names, box_frame=model.box_frame, trust_remote_code=model.trust_remote_code
     )
@@ -160,4 +162,3 @@ def _plain_size(size: ImageSize) -> list[int]:
     if size.square is not None:
         return [size.square]
     return [edge for edge in (size.shortest_edge, size.longest_edge) if edge is not None]
-

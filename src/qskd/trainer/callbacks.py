@@ -118,7 +118,11 @@ class EarlyStopping(EarlyStoppingCallback):  # type: ignore[misc]
 def _line(state: TrainerState, logs: dict[str, Any]) -> str:
     head = f"step {state.global_step}/{state.max_steps}"
     if "eval_AP" in logs:
-        shown = {key.removeprefix("eval_"): logs[key] for key in ("eval_AP", "eval_AP50", "eval_AP75") if key in logs}
+        shown = {
+            key.removeprefix("eval_"): logs[key]
+            for key in ("eval_AP", "eval_AP50", "eval_AP75")
+            if key in logs
+        }
         return f"{head}  " + "  ".join(f"{key} {100 * value:.1f}" for key, value in shown.items())
     if "train_runtime" in logs:
         return f"{head}  trained for {logs['train_runtime']:.0f} s, mean loss {logs.get('train_loss', math.nan):.4g}"

@@ -152,7 +152,11 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clip as usual, and stop on gradients that are not finite (a loss scaler handles its own)."""
         norm = super()._clip_grad_norm(model)
-        if norm is not None and self.accelerator.scaler is None and not bool(torch.isfinite(torch.as_tensor(norm))):
+        if (
+            norm is not None
+            and self.accelerator.scaler is None
+            and not bool(torch.isfinite(torch.as_tensor(norm)))
+        ):
             raise NonFiniteLoss(
                 f"The gradient norm at step {self.state.global_step + 1} is {float(norm)}, though the loss was finite. "
                 f"{self._advice()}"
@@ -218,7 +222,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         """Add the mean of every loss part since the last entry."""
         if "loss" in logs and self._part_sums:
             names = sorted(self._part_sums)
-            means = torch.stack([self._part_sums[name].float() for name in names]) / max(self._steps_in_sums, 1)
+            means = torch.stack([self._part_sums[name].float() for name in names]) / max(
+                self._steps_in_sums, 1
+            )
             means = self.accelerator.reduce(means, reduction="mean")
             logs |= dict(zip(names, means.tolist(), strict=True))
             self._part_sums, self._steps_in_sums = {}, 0
@@ -245,7 +251,11 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             result = evaluate_detector(
                 self.evaluated, self.get_eval_dataloader(dataset), evaluator, accelerator=self.accelerator
             )
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in result.as_dict().items() if name != "per_class"}
+        metrics = {
+            f"{metric_key_prefix}_{name}": value
+            for name, value in result.as_dict().items()
+            if name != "per_class"
+        }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -1,0 +1,65 @@
+"""The commands as Python functions: keywords instead of flags, the same names, the same result."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any
+
+from qskd.errors import ConfigError
+from qskd.runs import distilling, evaluating, training
+from qskd.runs.options import DataOptions, MethodOptions, ModelOptions, PairOptions
+from qskd.runs.training import RunResult
+from qskd.trainer import DistillationConfig
+
+
+def train(**options: Any) -> RunResult:
+    """Train one detector plainly, as `qskd train` does.
+
+    Args:
+        options: the command's flags without dashes: ``model``, ``data``, ``output_dir``, any field of
+            ``DistillationConfig``.
+
+    Raises:
+        ConfigError: an option that does not exist.
+        QskdError: bad input, found before the first step.
+
+    Example:
+        >>> run = qskd.train(model="rt_detr.json", data="scenes", output_dir="runs/teacher")  # doctest: +SKIP
+    """
+    model, data, config = _split(options, (ModelOptions, DataOptions, DistillationConfig))
+    return training.train(model, data, config)
+
+
+def distill(**options: Any) -> RunResult:
+    """Train a student under a teacher, as `qskd distill` does.
+
+    Args:
+        options: the command's flags without dashes: ``teacher``, ``student`` or ``student_backbone`` and the like,
+            ``data``, ``output_dir``, ``method``, any field of ``DistillationConfig``.
+
+    Raises:
+        ConfigError: an option that does not exist.
+        QskdError: bad input, found before the first step.
+    """
+    pair, data, method, config = _split(
+        options, (PairOptions, DataOptions, MethodOptions, DistillationConfig)
+    )
+    return distilling.distill(pair, data, method, config)
+
+
+def evaluate(split: str = "val", batch_size: int = 8, **options: Any) -> dict[str, Any]:
+    """COCO metrics of a model on a split, as `qskd eval` does: a dictionary with AP, AP50, ..., ``per_class``."""
+    model, data = _split(options, (ModelOptions, DataOptions))
+    return evaluating.evaluate(model, data, split=split, batch_size=batch_size)
+
+
+def _split(options: dict[str, Any], kinds: Sequence[type]) -> list[Any]:
+    """Every option to the dataclass that has it."""
+    known = {entry.name: kind for kind in reversed(kinds) for entry in fields(kind) if entry.init}
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise ConfigError(
+                f"There is no option '{name}'." + (f" Did you mean '{near[0]}'?" if near else "")
+            )
+    return [kind(**{name: value for name, value in options.items() if known[name] is kind}) for kind in kinds]

@@ -1,0 +1,74 @@
+"""The whole job on scenes that qskd draws: `qskd demo`.
+
+A bundled tiny teacher, a tinier student trained twice with the same budget, plainly and with QSKD, from the same
+initial weights and in the same data order; then both are compared.
+"""
+
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from qskd.data.synthetic import draw_dataset
+from qskd.errors import ConfigError
+from qskd.runs import api
+from qskd.runs.comparing import Comparison, compare
+
+IMAGE_SIZE = 128
+TRAIN_IMAGES = 2000
+VAL_IMAGES = 200
+
+
+@dataclass
+class DemoOptions:
+    """What can be changed about the demo."""
+
+    output_dir: str = field(default="runs/demo", metadata={"help": "Where everything goes."})
+    steps: int = field(default=500, metadata={"help": "Optimiser steps of each of the two trainings."})
+    seed: int = field(default=0, metadata={"help": "Of the student's initial weights and the data order."})
+    method: str = field(default="qskd", metadata={"help": "The distillation method."})
+
+
+def demo(options: DemoOptions) -> Comparison:
+    """Draw, train, distil, compare.
+
+    Raises:
+        ConfigError: the output folder already holds a demo.
+    """
+    folder = Path(options.output_dir)
+    if (folder / "distilled").exists() or (folder / "baseline").exists():
+        raise ConfigError(f"{folder} holds a demo already. Remove it, or give another --output_dir.")
+    scenes = folder / "scenes"
+    if not (scenes / "annotations").is_dir():
+        draw_dataset(scenes, train=TRAIN_IMAGES, val=VAL_IMAGES, size=IMAGE_SIZE, seed=0)
+    with as_file(files("qskd") / "assets") as assets:
+        student = str(assets / "demo_student.json")
+        common = training_options(options, scenes)
+        api.train(model=student, output_dir=str(folder / "baseline"), **common)
+        api.distill(
+            teacher=str(assets / "demo_teacher"),
+            student=student,
+            method=options.method,
+            output_dir=str(folder / "distilled"),
+            **common,
+        )
+    return compare([folder / "baseline", folder / "distilled"], folder / "report")
+
+
+def training_options(options: DemoOptions, scenes: Path) -> dict[str, Any]:
+    """What both trainings have in common."""
+    return {
+        "data": str(scenes),
+        "image_size": IMAGE_SIZE,
+        "max_steps": options.steps,
+        "seed": options.seed,
+        "per_device_train_batch_size": 16,
+        "per_device_eval_batch_size": 32,
+        "learning_rate": 1e-3,
+        "warmup_steps": 50,
+        "crop": 0.0,
+        "photometric": 0.0,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "logging_steps": 50,
+    }
