@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders_data import CATEGORIES, annotation, coco_content, write_coco
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from builders_data import CATEGORIES, annotation, coco_content, write_coco
 from qskd.data.formats.coco import CocoIndex, ImageRecord, find_split
 from qskd.errors import DataError
 
@@ -220,8 +220,14 @@ BAD_CONTENT: dict[str, tuple[Change, str]] = {
     "repeated image id": (change("images", 0, "id", to=5), "image id 5 occurs 2 times"),
     "repeated annotation id": (change("annotations", 0, "id", to=4), "annotation id 4 occurs 2 times"),
     "repeated category id": (change("categories", 0, "id", to=3), "category id 3 occurs 2 times"),
-    "repeated category name": (change("categories", 0, "name", to="cat"), "category name 'cat' occurs more than once"),
-    "annotation of no image": (change("annotations", 2, "image_id", to=6), "annotation id 7 belongs to image 6"),
+    "repeated category name": (
+        change("categories", 0, "name", to="cat"),
+        "category name 'cat' occurs more than once",
+    ),
+    "annotation of no image": (
+        change("annotations", 2, "image_id", to=6),
+        "annotation id 7 belongs to image 6",
+    ),
     "annotation of no category": (
         change("annotations", 2, "category_id", to=4),
         "annotation id 7 belongs to category 4",
@@ -359,4 +365,6 @@ def test_any_valid_file_comes_back_as_ground_truth(tmp_path: Path, rows: list[An
             [x, y, min(x + width, 40), min(y + height, 30)]
             for x, y, width, height in (entry["bbox"] for entry in mine)
         )
-        np.testing.assert_allclose(np.reshape(sorted(index.boxes(at).tolist()), (-1, 4)), np.array(expected).reshape(-1, 4))
+        np.testing.assert_allclose(
+            np.reshape(sorted(index.boxes(at).tolist()), (-1, 4)), np.array(expected).reshape(-1, 4)
+        )
