@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qskd.boxes import aligned_giou, at_least_float32
+from qskd.boxes import aligned_giou, at_least_float32, pairwise_giou
 from qskd.data.batch import Targets
 from qskd.losses.class_divergence import pairwise_cross_entropy, say_for_head
 from qskd.losses.term import Lesson
@@ -55,16 +55,13 @@ def align_hard_negatives(
     """
     hard = {name: value[:, :, match.shape[-1] :] for name, value in teacher.items()}
     is_hard = hard["query"] >= 0  # [L', B, T]
-    shape = (*is_hard.shape, student.num_queries)
-    if 0 in shape:
-        return torch.full(shape[:3], -1, device=match.device)
+    if is_hard.numel() == 0:
+        return torch.full(is_hard.shape, -1, device=match.device)
     place, usable = _candidates(
         student, match, lesson.targets, hard["owner"], is_hard, selection, scope, top_up
     )
     cost = _pair_cost(student, hard, place, lesson.known_classes)
-    cost = cost.nan_to_num(_HOPELESS, _HOPELESS, _HOPELESS).masked_fill(~usable, torch.inf)
-    dense = torch.full(shape, torch.inf, dtype=cost.dtype, device=cost.device)
-    return assign(dense.scatter_(-1, place, cost))
+    return assign(cost.nan_to_num(_HOPELESS, _HOPELESS, _HOPELESS).masked_fill(~usable, torch.inf), place)
 
 
 def _candidates(
@@ -76,26 +73,32 @@ def _candidates(
     selection: GroupQuerySelection,
     scope: str,
     top_up: bool,
-) -> tuple[Tensor, Tensor]:
-    """[L', B, T, K] student queries that may stand for each teacher query, and which places hold one."""
+) -> tuple[Tensor | None, Tensor]:
+    """[L', B, T, K] student queries that may stand for each teacher query, and which places hold one.
+
+    Without a limit of candidates, every query has a place, its own: the first is None, and K is Q.
+    """
     giou = giou_to_objects(student.boxes, targets)  # [L', B, N, Q]
     groups = selection.group(student, targets, match, giou)
     if scope == "image":
         giou = giou.masked_fill(~targets.is_object[:, :, None], -1.0).amax(2, keepdim=True)  # [L', B, 1, Q]
         owner = torch.zeros_like(owner)
-    wanted = _count_by_owner(owner, is_hard, giou.shape[2])  # [L', B, G]
-    most = selection.most_per_object if scope == "group" else None
-    pool, size = _pools(groups, giou, wanted if top_up else torch.zeros_like(wanted), scope, most)
-    index = owner.clamp(min=0)  # [L', B, T]
-    place = pool.gather(2, index[..., None].expand(-1, -1, -1, pool.shape[-1]))
-    count = size.gather(2, index)[..., None] * is_hard[..., None]
-    return place, torch.arange(pool.shape[-1], device=place.device) < count
+    owner = owner.clamp(min=0)  # [L', B, T]
+    wanted = _count_by_owner(owner, is_hard & top_up, giou.shape[2])  # [L', B, G]
+    priority, size = _priorities(groups, giou, wanted, scope)
+    in_order = torch.arange(giou.shape[-1], device=giou.device)
+    if scope == "group" and selection.most_per_object is not None:
+        pool = priority.topk(min(selection.most_per_object, giou.shape[-1]), dim=-1).indices
+        place = _of_owner(pool, owner)
+        size = size.gather(2, owner)[..., None]
+        return place, (in_order[: place.shape[-1]] < size) & is_hard[..., None]
+    order = priority.argsort(dim=-1, descending=True)
+    in_pool = torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order, in_order < size[..., None])
+    return None, _of_owner(in_pool, owner) & is_hard[..., None]
 
 
-def _pools(
-    groups: QueryGroups, giou: Tensor, wanted: Tensor, scope: str, most: int | None
-) -> tuple[Tensor, Tensor]:
-    """[L', B, G, K] candidates around each object, best first, and [L', B, G] how many of them count."""
+def _priorities(groups: QueryGroups, giou: Tensor, wanted: Tensor, scope: str) -> tuple[Tensor, Tensor]:
+    """[L', B, G, Q] the order in which queries become candidates of an object, and [L', B, G] how many do."""
     is_own = (groups.role == Role.HARD_NEGATIVE)[:, :, None]  # [L', B, 1, Q]
     if scope == "group":
         objects = torch.arange(giou.shape[2], device=giou.device)
@@ -103,30 +106,36 @@ def _pools(
     is_free = (groups.role != Role.POSITIVE)[:, :, None]
     size = torch.maximum(is_own.sum(-1), wanted).minimum(is_free.sum(-1))
     # GIoU lies in [-1, 1]: own hard negatives come first, then other free queries, then positives.
-    priority = giou + 4.0 * is_own - 4.0 * ~is_free
-    num_places = min(giou.shape[-1], most or giou.shape[-1])
-    return priority.topk(num_places, dim=-1).indices, size
+    return giou + 4.0 * is_own - 4.0 * ~is_free, size
+
+
+def _of_owner(groups: Tensor, owner: Tensor) -> Tensor:
+    """[L', B, G, K] of objects to [L', B, T, K] of the queries they own."""
+    return groups.gather(2, owner[..., None].expand(-1, -1, -1, groups.shape[-1]))
 
 
 def _count_by_owner(owner: Tensor, is_hard: Tensor, num_groups: int) -> Tensor:
     counts = torch.zeros((*owner.shape[:2], num_groups), dtype=torch.long, device=owner.device)
-    return counts.scatter_add_(-1, owner.clamp(min=0), is_hard.long())
+    return counts.scatter_add_(-1, owner, is_hard.long())
 
 
 def _pair_cost(
-    student: DetrView, teacher: Mapping[str, Tensor], place: Tensor, known_classes: Tensor
+    student: DetrView, teacher: Mapping[str, Tensor], place: Tensor | None, known_classes: Tensor
 ) -> Tensor:
     """[L', B, T, K] cost of each teacher query with each of its candidates."""
     softmax = student.no_object is not None
     ours = say_for_head(student.logits, student.no_object, known_classes, softmax=softmax)
     theirs = say_for_head(teacher["logits"], teacher.get("no_object"), known_classes, softmax=softmax)
-    cost = _CLASS_COST * pairwise_cross_entropy(ours, theirs, softmax=softmax).gather(-1, place)
+    cost = _CLASS_COST * pairwise_cross_entropy(ours, theirs, softmax=softmax)
     if not softmax:
         cost = cost * (_COCO_CLASSES / known_classes.sum().clamp(min=1))
-    boxes = _boxes_at(at_least_float32(student.boxes), place)  # [L', B, T, K, 4]
-    target = at_least_float32(teacher["boxes"])[:, :, :, None]
+    boxes, target = at_least_float32(student.boxes), at_least_float32(teacher["boxes"])
+    if place is None:
+        distance, giou = torch.cdist(target, boxes, p=1.0), pairwise_giou(target, boxes)
+        return cost + _BOX_COST * distance - _GIOU_COST * giou
+    boxes, target = _boxes_at(boxes, place), target[:, :, :, None]  # [L', B, T, K, 4]
     distance = (boxes - target).abs().sum(-1)
-    return cost + _BOX_COST * distance - _GIOU_COST * aligned_giou(boxes, target)
+    return cost.gather(-1, place) + _BOX_COST * distance - _GIOU_COST * aligned_giou(boxes, target)
 
 
 def _boxes_at(boxes: Tensor, place: Tensor) -> Tensor:

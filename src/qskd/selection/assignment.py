@@ -63,40 +63,64 @@ def giou_to_objects(boxes: Tensor, targets: Targets) -> Tensor:
     return pairwise_giou(targets.boxes[None], boxes).nan_to_num(-1.0, -1.0, -1.0)
 
 
-def assign(cost: Tensor) -> Tensor:
+def assign(cost: Tensor, place: Tensor | None = None) -> Tensor:
     """The cheapest one-to-one assignment of rows to columns, of every slice.
 
     Args:
         cost: [..., R, K]; +inf forbids a pair. As many allowed pairs as possible are made, and among those
             assignments the cheapest is taken.
+        place: [..., R, K] long, the column that each entry of a row stands for, where rows name few columns
+            of many; a row names no column twice. None: entry k stands for column k.
 
     Returns:
         [..., R] long on the device of ``cost``: the column of each row, -1 where it has none.
     """
-    *leading, num_rows, num_columns = cost.shape
-    on_host = cost.detach().reshape(-1, num_rows, num_columns).cpu().numpy()
-    assigned = np.full(on_host.shape[:2], -1, dtype=np.int64)
-    for index, one in enumerate(on_host):
-        rows, columns = _solve(one)
+    *leading, num_rows, width = cost.shape
+    cost = cost.detach()
+    # Indices are exact in float32 up to 2^24, so one copy carries both.
+    both = cost[None] if place is None else torch.stack([cost, place.to(cost.dtype)])
+    on_host = both.reshape(both.shape[0], -1, num_rows, width).cpu().numpy()
+    solve = _solve_dense if place is None else _solve_sparse
+    assigned = np.full(on_host.shape[1:3], -1, dtype=np.int64)
+    for index in range(len(assigned)):
+        rows, columns = solve(*on_host[:, index])
         assigned[index, rows] = columns
     return torch.from_numpy(assigned).reshape(*leading, num_rows).to(cost.device)
 
 
-def _solve(cost: NDArray[np.floating]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows and columns of the pairs made in one slice [R, K]; rows and columns nobody wants are left out."""
+def _solve_dense(cost: NDArray[np.floating]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows and columns of the pairs made in one slice [R, K]."""
     allowed = np.isfinite(cost)
     rows = np.flatnonzero(allowed.any(1))
-    columns = np.flatnonzero(allowed.any(0))
-    cost, allowed = cost[np.ix_(rows, columns)], allowed[np.ix_(rows, columns)]
+    chosen, columns = _optimal(cost[rows], allowed[rows])
+    return rows[chosen], columns
+
+
+def _solve_sparse(
+    cost: NDArray[np.floating], place: NDArray[np.floating]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows and columns of the pairs made in one slice [R, K] whose entries stand for columns ``place``."""
+    row, entry = np.nonzero(np.isfinite(cost))
+    rows, row = np.unique(row, return_inverse=True)
+    columns, column = np.unique(place[np.isfinite(cost)].astype(np.intp), return_inverse=True)
+    dense = np.full((len(rows), len(columns)), np.inf)
+    dense[row, column] = cost[rows[row], entry]
+    chosen_rows, chosen_columns = _optimal(dense, np.isfinite(dense))
+    return rows[chosen_rows], columns[chosen_columns]
+
+
+def _optimal(
+    cost: NDArray[np.floating], allowed: NDArray[np.bool_]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows and columns of the most allowed pairs that can be made, the cheapest."""
     if allowed.all():
-        chosen_rows, chosen_columns = linear_sum_assignment(cost)
-        return rows[chosen_rows], columns[chosen_columns]
-    finite = cost[allowed].astype(np.float64)
+        return linear_sum_assignment(cost)
+    finite = cost[allowed]
     # One forbidden pair must cost more than whatever the allowed ones could save.
     penalty = finite.max() + (finite.max() - finite.min() + 1.0) * (min(cost.shape) + 1)
-    chosen_rows, chosen_columns = linear_sum_assignment(np.where(allowed, cost, penalty))
-    kept = allowed[chosen_rows, chosen_columns]
-    return rows[chosen_rows[kept]], columns[chosen_columns[kept]]
+    rows, columns = linear_sum_assignment(np.where(allowed, cost, penalty))
+    kept = allowed[rows, columns]
+    return rows[kept], columns[kept]
 
 
 def _class_cost(view: DetrView, targets: Targets, costs: MatchCosts) -> Tensor:
