@@ -16,8 +16,8 @@ def to_student_classes(view: DetrView, label_map: LabelMap) -> DetrView:
     """The same view, its classes those of the student.
 
     A sigmoid head's columns are picked; each keeps its probability. Of a softmax head, the probability of
-    classes the student does not have goes to no-object (log-sum-exp of the logits), so every other probability
-    is kept. Classes the teacher does not have get practically 0: leave them out of any class loss.
+    classes the student does not have goes to no-object (log-sum-exp of the logits), so every other one is
+    kept. Classes the teacher does not have get practically 0: leave them out of any class loss.
 
     Args:
         view: of the teacher, [L, B, Q, C_teacher].
@@ -46,7 +46,7 @@ def _relabel_softmax(view: DetrView, picked: Tensor, known: Tensor, dropped: Ten
 
 @lru_cache(maxsize=16)
 def _columns(label_map: LabelMap, classes: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Teacher column [C_student], known [C_student] bool, dropped columns and no-object; made once a device."""
+    """Teacher column [C_student], known [C_student] bool, dropped columns and no-object; made once."""
     taken = set(label_map.teacher_index)
     with torch.inference_mode(False):  # kept for later calls, which may need gradients
         index = torch.tensor(label_map.teacher_index)
