@@ -11,6 +11,28 @@ def percent(value: float | None) -> str:
     return "-" if value is None or value != value else f"{100 * value:.1f}"
 
 
+def signed_percent(value: float | None) -> str:
+    """A difference of two metrics in percentage points with its sign; ``0.0`` has none."""
+    shown = percent(value)
+    if shown in ("-", "0.0", "-0.0"):
+        return shown.removeprefix("-") or "-"
+    return shown if shown.startswith("-") else f"+{shown}"
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A number with that many decimals; a dash where there is none."""
+    return "-" if value is None or value != value else f"{value:,.{digits}f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in the unit that people would use."""
+    if seconds is None:
+        return "-"
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def metrics_line(metrics: Mapping[str, Any]) -> str:
     """The six AP numbers on one line."""
     return "  ".join(f"{name} {percent(metrics.get(name))}" for name in SHOWN)

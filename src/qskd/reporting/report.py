@@ -1,0 +1,190 @@
+"""The report's files: one web page that needs nothing else, Markdown, JSON."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from qskd import __version__
+from qskd.reporting import curves, tables
+from qskd.reporting.compare import Findings, teachers_of
+from qskd.reporting.groups import Group, finite, group_runs
+from qskd.reporting.records import RunRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One image with boxes, beside others of the same image."""
+
+    title: str
+    caption: str  # what is on it, in words
+    uri: str  # a data: address
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """All panels of a report, or why there are none."""
+
+    rows: Sequence[tuple[str, Sequence[Panel]]] = ()  # name of the image, its panels
+    legend: Sequence[tuple[str, str]] = ()  # class, CSS colour
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFiles:
+    """Where a report lies."""
+
+    html: Path
+    markdown: Path
+    json: Path
+
+
+def write_report(
+    folder: Path, findings: Findings, runs: Sequence[RunRecord], pictures: Pictures, title: str = "Runs compared"
+) -> ReportFiles:
+    """Write report.html, report.md and report.json, replacing those of an earlier report.
+
+    Args:
+        folder: made if absent.
+        findings: the numbers.
+        runs: the same runs, for curves and settings.
+        pictures: panels for the web page.
+        title: of the page.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = ReportFiles(*(folder / f"report.{kind}" for kind in ("html", "md", "json")))
+    facts = {
+        "title": title,
+        "findings": findings,
+        "runs": runs,
+        "pictures": pictures,
+        "charts": charts_of(runs),
+        "bars": _bars(findings),
+        "has_teacher": any(run.teacher is not None for run in runs),
+        "version": __version__,
+        "shown": tables.SHOWN,
+    }
+    environment = _environment()
+    for path in (files.html, files.markdown):
+        text = environment.get_template(f"{path.name}.jinja").render(facts)
+        path.write_text(text, encoding="utf-8")
+    content = {"qskd": __version__, **findings.as_dict(), "runs": [_settings(run) for run in runs]}
+    content["picture_notes"] = list(pictures.notes)
+    files.json.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    return files
+
+
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    """AP of a teacher, or a group's mean, as a length."""
+
+    label: str
+    role: str
+    ap: float
+    width: float  # percent of the room there is
+
+
+def _bars(findings: Findings) -> list[_Bar]:
+    found = [(row.name, row.role, finite(row.metrics.get("AP"))) for row in findings.rows if row.role == "teacher"]
+    found += [(group.label, group.role, group.metrics["AP"].mean) for group in findings.groups]
+    known = [(label, role, ap) for label, role, ap in found if ap is not None]
+    longest = max((ap for _, _, ap in known), default=0.0) or 1.0
+    return [_Bar(label, role, ap, 80 * ap / longest) for label, role, ap in known]
+
+
+def charts_of(runs: Sequence[RunRecord]) -> list[curves.Chart]:
+    """AP and loss of all runs, then the loss parts of each group's first run; only what was logged."""
+    groups = group_runs(runs)
+    styled = [(group, curves.Style.of(position)) for position, group in enumerate(groups)]
+    teachers = _teacher_levels(runs, len(groups))
+    ap = [line for group, style in styled for line in curves.ap_lines(group.runs, group.label, style)]
+    loss = [line for group, style in styled for line in curves.loss_lines(group.runs, group.label, style)]
+    found = []
+    if ap:
+        found.append(curves.chart("AP (%) on the validation images", ap, levels=teachers))
+    if loss:
+        found.append(curves.chart("Training loss, all parts together", loss))
+    found += [drawn for group in groups if (drawn := _parts_chart(group)) is not None]
+    return [
+        curves.Chart(drawn.title, curves.unique_ids(drawn.svg, f"chart{number}"), drawn.legend)
+        for number, drawn in enumerate(found)
+    ]
+
+
+def _teacher_levels(runs: Sequence[RunRecord], taken: int) -> list[curves.Line]:
+    levels = []
+    for position, (name, teacher) in enumerate(teachers_of(runs).items(), start=taken):
+        ap = teacher.metrics.get("AP")
+        if isinstance(ap, int | float):
+            label = name if name.startswith("teacher") else f"teacher ({name})"
+            levels.append(curves.Line(label, [(0.0, 100 * ap)], curves.Style.of(position)))
+    return levels
+
+
+def _parts_chart(group: Group) -> curves.Chart | None:
+    lines = curves.part_lines(group.first)
+    if len(lines) < 2:
+        return None
+    return curves.chart(f"Loss parts of {group.label} (run {group.first.name})", lines, logarithmic=True)
+
+
+def _settings(run: RunRecord) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "kind": run.kind,
+        "role": run.role,
+        "method": run.method,
+        "family": run.family,
+        "seed": run.seed,
+        "steps": run.steps,
+        "train_images": run.train_images,
+        "image_size": list(run.image_size),
+        "validation_digest": run.validation,
+        "config": dict(run.config),
+        "environment": dict(run.environment),
+    }
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("qskd.reporting"),
+        autoescape=lambda name: name is not None and ".html" in name,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "percent": tables.percent,
+        "signed": lambda value: tables.signed_percent(value).replace("-", "\N{MINUS SIGN}"),
+        "sign": _sign,
+        "number": tables.number,
+        "duration": tables.duration,
+        "millions": lambda value: "-" if value is None else tables.number(value / 1e6, 2),
+        "share": lambda value: "-" if value is None else f"{100 * value:.0f}%",
+        "short": lambda name: name.removeprefix("AP_") if name.startswith("AP_") else name,
+        "drawing": Markup,  # SVG made here, without any name in it
+        "plain": markdown_text,
+        "as_yaml": _as_yaml,
+    }
+    return environment
+
+
+def _sign(value: float | None) -> str:
+    shown = tables.signed_percent(value)
+    return {"+": "up", "-": "down" if len(shown) > 1 else ""}.get(shown[0], "")
+
+
+def markdown_text(value: object) -> str:
+    """Any text as one line of Markdown in which nothing of it is markup, not even inside of a table."""
+    text = " ".join(str(value).split())
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(f"\\{letter}" if letter in "\\`*_[]|~#!$" else letter for letter in text)
+
+
+def _as_yaml(config: Mapping[str, Any]) -> str:
+    return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False, default=str)}" for key, value in config.items())
