@@ -1,0 +1,58 @@
+"""Tiny saved models for whole runs on the drawn scenes (64 px)."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from builders_deformable import tiny_deformable_detr, tiny_rt_detr
+
+from qskd.data.synthetic import class_names
+from qskd.data.transforms import ImageSize
+from qskd.models.families import adapter_class
+from qskd.models.processors import save_model
+
+NAMES = class_names("easy")
+
+
+def _labels() -> dict[str, Any]:
+    return {
+        "id2label": dict(enumerate(NAMES)),
+        "label2id": {name: index for index, name in enumerate(NAMES)},
+        "num_labels": len(NAMES),
+    }
+
+
+MODELS: dict[str, tuple[int, Callable[[], Any]]] = {
+    "rt_detr_teacher": (1, lambda: tiny_rt_detr(**_labels())),
+    "rt_detr_student": (2, lambda: tiny_rt_detr(decoder_layers=2, num_queries=12, **_labels())),
+    # No dropout, frozen batch norms: what a step does depends on its images alone, not on how they are batched.
+    "deformable_teacher": (3, lambda: tiny_deformable_detr(refine=True, dropout=0.0, **_labels())),
+    "deformable_student": (4, lambda: tiny_deformable_detr(decoder_layers=2, num_queries=8, dropout=0.0, **_labels())),
+}
+
+
+def save(name: str, folder: Path) -> Path:
+    """Build one of ``MODELS`` from its own seed and save it as a from_pretrained folder."""
+    seed, build = MODELS[name]
+    torch.manual_seed(seed)
+    model = build()
+    return save_model(adapter_class(model.config.model_type)(model), folder, size=ImageSize(square=64))
+
+
+def tiny_run(folder: Path, scenes: Path, **options: Any) -> dict[str, Any]:
+    """Options of a run of a few steps."""
+    return {
+        "data": str(scenes),
+        "output_dir": str(folder),
+        "image_size": 64,
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    } | options
