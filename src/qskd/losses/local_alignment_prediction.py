@@ -230,7 +230,7 @@ def _predictions(view: DetrView, rows: Tensor) -> dict[str, Tensor]:
         stacks["no_object"] = view.no_object[..., None]
     index = rows.flatten()
     taken = {
-        name: stack.flatten(0, 2).index_select(0, index).view(*rows.shape, -1)
+        name: stack.flatten(0, 2).index_select(0, index).view(*rows.shape, stack.shape[-1])
         for name, stack in stacks.items()
     }
     return {name: value.squeeze(-1) if name == "no_object" else value for name, value in taken.items()}

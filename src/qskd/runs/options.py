@@ -110,31 +110,26 @@ class PairOptions:
     )
 
 
+def _method_flags() -> list[tuple[str, Any, Any]]:
+    """One flag for each option of a method: ``selection.threshold`` is ``--selection_threshold``."""
+    help_text = "Option {name} of the method; default: what --method says."
+    return [
+        (name.replace(".", "_"), str | None, field(default=None, metadata={"help": help_text.format(name=name)}))
+        for name in option_names()
+    ]
+
+
+_MethodFlags: Any = make_dataclass("_MethodFlags", _method_flags())
+
+
 @dataclass
-class _MethodChoice:
-    """The distillation method by name."""
+class MethodOptions(_MethodFlags):
+    """The distillation method, and every option of it as a flag; None keeps the preset's value."""
 
     method: str = field(default="qskd", metadata={"help": f"One of {', '.join(PRESETS)}."})
     preflight: bool = field(
         default=True, metadata={"help": "Check teacher, labels and every term before the first epoch."}
     )
-
-
-def _method_flags() -> list[tuple[str, Any, Any]]:
-    """One flag for each option of a method: ``selection.threshold`` is ``--selection_threshold``."""
-    help_text = "Option {name} of the method; default: what --method says."
-    return [
-        (
-            name.replace(".", "_"),
-            str | None,
-            field(default=None, metadata={"help": help_text.format(name=name)}),
-        )
-        for name in option_names()
-    ]
-
-
-class _MethodSettings:
-    """What the flags of a method come to."""
 
     def settings(self) -> MethodSettings:
         """The preset with what was overridden.
@@ -144,11 +139,7 @@ class _MethodSettings:
         """
         given = {name: getattr(self, name.replace(".", "_")) for name in option_names()}
         overrides = {name: _value(name, text) for name, text in given.items() if text is not None}
-        return resolve(getattr(self, "method"), overrides)  # noqa: B009
-
-
-MethodOptions = make_dataclass("MethodOptions", _method_flags(), bases=(_MethodSettings, _MethodChoice))
-"""The method, and every option of it as a flag; None keeps the preset's value."""
+        return resolve(self.method, overrides)
 
 
 def _value(name: str, text: Any) -> Any:

@@ -21,7 +21,7 @@ from qskd.trainer.ema import ModelAverage
 _HIDDEN = {"epoch", "step", "total_flos", "learning_rate"}
 
 
-class AverageCallback(TrainerCallback):  # type: ignore[misc]
+class AverageCallback(TrainerCallback):
     """Updates the moving average after every optimiser step."""
 
     def __init__(self, average: ModelAverage, student: Any) -> None:
@@ -35,7 +35,7 @@ class AverageCallback(TrainerCallback):  # type: ignore[misc]
         self.average.update(self.student)
 
 
-class MetricsFile(TrainerCallback):  # type: ignore[misc]
+class MetricsFile(TrainerCallback):
     """Appends every log entry to ``metrics.jsonl``; a resumed run first drops what it will log again."""
 
     def __init__(self, path: Path) -> None:
@@ -65,7 +65,7 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
-class Console(ProgressCallback):  # type: ignore[misc]
+class Console(ProgressCallback):
     """One clear line per log, below a progress bar where there is a terminal."""
 
     def on_train_begin(
@@ -106,7 +106,7 @@ class Console(ProgressCallback):  # type: ignore[misc]
                 print(line, flush=True)
 
 
-class EarlyStopping(EarlyStoppingCallback):  # type: ignore[misc]
+class EarlyStopping(EarlyStoppingCallback):
     """Stops when AP has not risen for some evaluations; the best weights are kept by the trainer itself."""
 
     def on_train_begin(

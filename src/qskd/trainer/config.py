@@ -58,8 +58,8 @@ class DistillationConfig(TrainingArguments):
     def __post_init__(self) -> None:
         # `Batch` carries everything at once; nothing of it matches a forward signature.
         self.remove_unused_columns = False
-        self.label_names = []
-        self.metric_for_best_model = self.metric_for_best_model or "eval_AP"
+        self.label_names: list[str] | None = []
+        self.metric_for_best_model: str | None = getattr(self, "metric_for_best_model", None) or "eval_AP"
         self.greater_is_better = True
         # A NaN must stop the run (NonFiniteLoss), not vanish from the log.
         self.logging_nan_inf_filter = False

@@ -33,7 +33,7 @@ class StepInput:
     totals: StepTotals
 
 
-class DistillationTrainer(Trainer):  # type: ignore[misc]
+class DistillationTrainer(Trainer):
     """Trains a detector plainly, or as the student of a teacher.
 
     Args:
@@ -48,6 +48,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
 
     # The distiller divides by what the whole step holds, over micro-batches and processes.
     loss_is_scaled_for_ga = True
+    optimizer: Any
+    control: Any
 
     def __init__(
         self,
