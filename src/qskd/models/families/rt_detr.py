@@ -66,15 +66,12 @@ class RTDetrAdapter(DetrAdapter):
             DataError: an image is padded, or the size suits neither the strides nor the model's anchors.
         """
         self._check_size(batch)
-        objects = batch.targets.total if with_loss else 0
-        labels = batch.targets.as_huggingface() if objects else None
+        labels = batch.targets.as_huggingface() if with_loss else None
         modules = [layer.encoder_attn for layer in self._network.decoder.layers] if capture_attention else []
         widened = float32_outputs(self._network.decoder_input_proj, batch.pixels.device)
         with widened, record_calls(modules) as calls:
-            output = self.model(pixel_values=self.normalise(batch), labels=labels, return_dict=True)
-        denoising = output.denoising_meta_values
-        skipped = denoising["dn_num_split"][0] if denoising else 0
-        memory = tuple(output.encoder_last_hidden_state)
+            output = self._network(pixel_values=self.normalise(batch), labels=labels, return_dict=True)
+        skipped, memory = _denoising_queries(output), tuple(output.encoder_last_hidden_state)
         view = DetrView(
             logits=output.intermediate_logits[:, :, skipped:].transpose(0, 1),
             no_object=None,
@@ -84,7 +81,7 @@ class RTDetrAdapter(DetrAdapter):
             strides=self.strides,
             attention=self._attention(modules, calls, skipped, memory) if capture_attention else None,
         )
-        return Reading(view, own_loss=self._own_loss(output, batch) if with_loss else None)
+        return Reading(view, own_loss=None if labels is None else self._own_loss(output, labels))
 
     @property
     def _config(self) -> Any:
@@ -123,27 +120,37 @@ class RTDetrAdapter(DetrAdapter):
         # A decoder may make coarser levels of its own after the encoder's; they are no part of the memory.
         return lambda weights: read(weights)[..., :tokens]
 
-    def _own_loss(self, output: Any, batch: Batch) -> OwnLoss:
-        parts = output.loss_dict if batch.targets.total else self._loss_without_objects(output, batch)
-        total = torch.stack(list(parts.values())).sum()  # Hugging Face has weighted every part
+    def _own_loss(self, output: Any, labels: list[dict[str, Tensor]]) -> OwnLoss:
+        """Hugging Face's criterion, fed here instead of by its model's forward.
+
+        That forward fails on a batch without any object, and in some releases (5.17 for one) lets denoising
+        queries compete for the objects of the last layer.
+        """
+        criterion = RTDetrLoss(self._config)
+        if not any(len(image["class_labels"]) for image in labels):
+            criterion.matcher = _MatchNothing()
+        parts: dict[str, Tensor] = criterion(self._predictions(output), labels)
+        total = torch.stack(list(parts.values())).sum()  # the criterion has weighted every part
         embedding = getattr(self._network, "denoising_class_embed", None)
         if embedding is not None and self.model.training and output.denoising_meta_values is None:
             total = total + embedding.weight.sum() * 0.0  # distributed training wants every parameter used
         return OwnLoss(total, {name: part.detach() for name, part in parts.items()})
 
-    def _loss_without_objects(self, output: Any, batch: Batch) -> dict[str, Tensor]:
-        """Hugging Face's criterion, whose own matcher fails on a batch that has no object at all."""
-        criterion = RTDetrLoss(self._config).to(batch.pixels.device)
-        criterion.matcher = _MatchNothing()
+    def _predictions(self, output: Any) -> dict[str, Any]:
+        """What ``RTDetrLoss`` compares with the objects: last layer, other layers, proposals, denoising."""
+        skipped = _denoising_queries(output)
         logits, boxes = output.intermediate_logits.unbind(1), output.intermediate_reference_points.unbind(1)
-        outputs = {"logits": logits[-1], "pred_boxes": boxes[-1]}
+        normal = [_answer(a[:, skipped:], b[:, skipped:]) for a, b in zip(logits, boxes, strict=True)]
+        predictions: dict[str, Any] = dict(normal[-1])
         if self._config.auxiliary_loss:
-            logits, boxes = (*logits[:-1], output.enc_topk_logits), (*boxes[:-1], output.enc_topk_bboxes)
-            outputs["auxiliary_outputs"] = [
-                {"logits": logit, "pred_boxes": box} for logit, box in zip(logits, boxes, strict=True)
-            ]
-        parts: dict[str, Tensor] = criterion(outputs, batch.targets.as_huggingface())
-        return parts
+            proposals = _answer(output.enc_topk_logits, output.enc_topk_bboxes)
+            predictions["auxiliary_outputs"] = [*normal[:-1], proposals]
+            if skipped:
+                predictions["dn_auxiliary_outputs"] = [
+                    _answer(a[:, :skipped], b[:, :skipped]) for a, b in zip(logits, boxes, strict=True)
+                ]
+                predictions["denoising_meta_values"] = output.denoising_meta_values
+        return predictions
 
 
 class _MatchNothing(nn.Module):
@@ -152,6 +159,16 @@ class _MatchNothing(nn.Module):
     def forward(self, outputs: dict[str, Tensor], targets: list[Any]) -> list[tuple[Tensor, Tensor]]:
         nothing = torch.empty(0, dtype=torch.long)
         return [(nothing, nothing)] * len(targets)
+
+
+def _answer(logits: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+    return {"logits": logits, "pred_boxes": boxes}
+
+
+def _denoising_queries(output: Any) -> int:
+    """How many queries at the front are denoising queries."""
+    values = output.denoising_meta_values
+    return int(values["dn_num_split"][0]) if values else 0
 
 
 def _no_padding(level: Tensor) -> Tensor:
