@@ -10,7 +10,7 @@ from qskd.data.formats.coco import CocoIndex
 from qskd.data.transforms import ImageSize
 from qskd.errors import CheckpointError, ConfigError, QskdError
 from qskd.models.loading import BoxFrame, weights_fingerprint
-from qskd.reporting.compare import Findings, Row, compare_runs, teachers_of
+from qskd.reporting.compare import Findings, Row, compare_runs, teacher_title, teachers_of
 from qskd.reporting.groups import Group, group_runs, reference_of
 from qskd.reporting.pictures import SCORE, class_colour, data_uri, detection_sheet
 from qskd.reporting.records import RunRecord
@@ -148,9 +148,8 @@ def _sitters(runs: Sequence[Run], notes: list[str]) -> Iterator[Sitter]:
         if folder is None:
             notes.append(f"No pictures of the teacher: its folder {pupil.config.get('teacher', '')} is gone.")
             continue
-        name = title if run is None else f"teacher ({title})"
         frame = pupil.config.get("teacher_box_frame", "content")
-        yield Sitter(name, folder, _size(pupil), frame, teacher.fingerprint)
+        yield Sitter(teacher_title(title), folder, _size(pupil), frame, teacher.fingerprint)
     folders = {run.record.name: run.folder for run in runs}
     groups = group_runs([run.record for run in runs])
     for group in groups:
@@ -206,4 +205,4 @@ def _as_pictures(
         rows.append((index.images.file_names[position], panels))
     seen = sorted({label for column in columns for objects in column.objects for label in objects.labels})
     legend = [(index.class_names[label], "#{:02x}{:02x}{:02x}".format(*class_colour(label))) for label in seen]
-    return Pictures(rows, legend, notes)
+    return Pictures(rows, legend, notes, sheet.name)

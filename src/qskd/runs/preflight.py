@@ -137,7 +137,7 @@ def _value_and_gradient(
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
     norm = torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
-    return float(loss), float(norm)
+    return float(loss.detach()), float(norm)
 
 
 def _judge(check: TermCheck, same_weights: bool) -> None:

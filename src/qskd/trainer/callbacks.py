@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.trainer_callback import ProgressCallback
 
+from qskd.data.dataset import DetectionDataset
 from qskd.trainer.ema import ModelAverage
 
 _HIDDEN = {"epoch", "step", "total_flos", "learning_rate"}
@@ -33,6 +34,19 @@ class AverageCallback(TrainerCallback):
     ) -> None:
         """Move the average towards the student."""
         self.average.update(self.student)
+
+
+class DataEpoch(TrainerCallback):
+    """Tells the training data its epoch; accelerate forgets to, in the epoch that a resumed run begins in."""
+
+    def __init__(self, dataset: DetectionDataset) -> None:
+        self.dataset = dataset
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set the epoch that begins or is resumed; ``state.epoch`` is a whole number but for rounding."""
+        self.dataset.set_epoch(int((state.epoch or 0.0) + 1e-6))
 
 
 class MetricsFile(TrainerCallback):

@@ -19,7 +19,7 @@ from qskd.evaluation.coco_map import CocoEvaluator
 from qskd.evaluation.streaming import evaluate_detector
 from qskd.models.adapter import DetrAdapter
 from qskd.trainer import checkpoints
-from qskd.trainer.callbacks import AverageCallback, Console, EarlyStopping, MetricsFile
+from qskd.trainer.callbacks import AverageCallback, Console, DataEpoch, EarlyStopping, MetricsFile
 from qskd.trainer.config import DistillationConfig
 from qskd.trainer.ema import ModelAverage
 
@@ -88,6 +88,8 @@ class DistillationTrainer(Trainer):
             self.remove_callback(default)
         self.add_callback(MetricsFile(self.run_folder / "metrics.jsonl"))
         self.add_callback(Console())
+        if isinstance(self.train_dataset, DetectionDataset):
+            self.add_callback(DataEpoch(self.train_dataset))
         if self.average is not None:
             self.add_callback(AverageCallback(self.average, self.distiller.student))
         if self.args.early_stopping_patience > 0:
