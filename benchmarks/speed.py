@@ -20,6 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import criterion
 import start_up
 import training_and_evaluation as work
 
@@ -44,6 +45,10 @@ class Row:
 ROWS: list[Row] = [
     Row("detection loss, DETR: transformers / qskd", work.softmax_loss, 5, "high", "x"),
     Row("detection loss, Conditional DETR: transformers / qskd", work.focal_loss, 5, "high", "x"),
+    Row("criterion, growth exponent, 8 to 16 images", criterion.growth_with_batch, 1.1, "low", ""),
+    Row("criterion, growth exponent, 30 to 60 objects", criterion.growth_with_objects, 0.4, "low", ""),
+    Row("criterion, growth exponent, 1600 to 12996 tokens", criterion.growth_with_tokens, 0.5, "low", ""),
+    Row("attention of 60 of 300 queries: whole map / qskd", criterion.attention_of_selected, 1.5, "high", "x"),
     Row("COCO evaluation: pycocotools / qskd", work.coco_evaluation, 4, "high", "x"),
     Row("data loading, 640 px, full augmentation, one thread", work.data_loading, 250, "high", "images/s"),
     Row("import qskd, beyond python itself", start_up.import_seconds, 0.5, "low", "s"),

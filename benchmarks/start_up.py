@@ -20,7 +20,5 @@ def _beyond_python(command: list[str], quick: bool) -> float:
     def start(words: list[str]) -> None:
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 
-    bare, full = interleaved(
-        [lambda: start([sys.executable, "-c", "pass"]), lambda: start(command)], 3 if quick else 9
-    )
+    bare, full = interleaved([lambda: start([sys.executable, "-c", "pass"]), lambda: start(command)], 3 if quick else 9)
     return full - bare

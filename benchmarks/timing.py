@@ -14,9 +14,7 @@ def seconds(run: Callable[[], object], clock: Clock = time.perf_counter) -> floa
     return clock() - start
 
 
-def interleaved(
-    runs: list[Callable[[], object]], repeats: int, clock: Clock = time.perf_counter
-) -> list[float]:
+def interleaved(runs: list[Callable[[], object]], repeats: int, clock: Clock = time.perf_counter) -> list[float]:
     """Median seconds of each, after one untimed call; in turns, so that all meet the same disturbances."""
     for run in runs:
         run()

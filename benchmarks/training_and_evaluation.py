@@ -146,9 +146,7 @@ def _pycocotools(truth: dict[str, Any], image_ids: list[int], found: list[Detect
         reference.dataset = truth
         reference.createIndex()
         rows = [
-            np.column_stack(
-                (np.full(len(one.scores), image), one.boxes.astype(float), one.scores, one.labels + 1)
-            )
+            np.column_stack((np.full(len(one.scores), image), one.boxes.astype(float), one.scores, one.labels + 1))
             for image, one in zip(image_ids, found, strict=True)
         ]
         table = np.concatenate(rows)

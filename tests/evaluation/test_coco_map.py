@@ -74,9 +74,7 @@ def random_scene(seed: int, images: int, classes: int, most: int) -> tuple[dict[
         found.append(
             Detections(
                 np.round(rng.random(len(origin)), 1).astype(np.float32),
-                np.where(
-                    rng.random(len(origin)) < 0.7, labels[origin], rng.integers(0, classes, len(origin))
-                ),
+                np.where(rng.random(len(origin)) < 0.7, labels[origin], rng.integers(0, classes, len(origin))),
                 np.concatenate([start, start + size[origin] * np.exp(jitter[:, 2:])], 1).astype(np.float32),
             )
         )
@@ -119,9 +117,7 @@ def twelve(metrics: CocoMetrics) -> list[float]:
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    seed=st.integers(0, 10_000), images=st.integers(1, 6), classes=st.integers(1, 4), most=st.integers(1, 30)
-)
+@given(seed=st.integers(0, 10_000), images=st.integers(1, 6), classes=st.integers(1, 4), most=st.integers(1, 30))
 def test_all_twelve_numbers_equal_pycocotools(seed, images, classes, most):
     truth, found = random_scene(seed, images, classes, most)
     if not sum(len(one.scores) for one in found):
@@ -240,6 +236,13 @@ def test_an_empty_state_merges_and_the_evaluator_can_be_reset():
     assert busy.result(subset=True).num_images == 0
 
 
+def test_an_image_added_twice_keeps_its_first_detections():
+    evaluator = CocoEvaluator(ground_truth([(1, 10, [0, 0, 100, 100])], [1]), [10, 20])
+    evaluator.add([1], [detections((0.9, 0, [0, 0, 100, 100]))])
+    evaluator.add([1], [detections()])
+    assert evaluator.result().num_detections == 1
+
+
 def test_only_detections_are_kept_as_compact_arrays():
     truth, found = random_scene(5, 6, 3, 30)
     evaluator = CocoEvaluator(truth, [10, 20, 30])
@@ -297,9 +300,7 @@ def test_sigmoid_heads_may_find_several_classes_with_one_query():
     (found,) = detections_of(view, [(100, 200)], top=3)
     np.testing.assert_allclose(found.scores, torch.tensor([2.0, 1.0, 0.0]).sigmoid(), rtol=1e-6)
     assert found.labels.tolist() == [0, 1, 1]
-    np.testing.assert_allclose(
-        found.boxes, [[80, 30, 120, 70], [80, 30, 120, 70], [0, 0, 100, 100]], atol=1e-4
-    )
+    np.testing.assert_allclose(found.boxes, [[80, 30, 120, 70], [80, 30, 120, 70], [0, 0, 100, 100]], atol=1e-4)
 
 
 def test_softmax_heads_find_the_best_class_of_each_query():
@@ -320,9 +321,7 @@ def test_each_image_of_a_batch_is_read_in_its_own_size(softmax):
     together = detections_of(DetrView(logits, no_object, boxes, (), (), ()), sizes, top=5)
     for index, size in enumerate(sizes):
         rows = slice(index, index + 1)
-        alone = DetrView(
-            logits[:, rows], None if no_object is None else no_object[:, rows], boxes[:, rows], (), (), ()
-        )
+        alone = DetrView(logits[:, rows], None if no_object is None else no_object[:, rows], boxes[:, rows], (), (), ())
         for one, other in zip(detections_of(alone, [size], top=5)[0], together[index], strict=True):
             np.testing.assert_array_equal(one, other)
         assert len(together[index].scores) == 5

@@ -36,9 +36,7 @@ def operations_of_modules(model: nn.Module, run) -> int:
         total += 2 * output.numel() * each
 
     hooks = [
-        module.register_forward_hook(count)
-        for module in model.modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        module.register_forward_hook(count) for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)
     ]
     with torch.no_grad():
         run()
@@ -127,9 +125,7 @@ def test_measuring_leaves_modes_and_frozen_parameters_as_they_were():
     before = [module.training for module in model.modules()]
     trained = [parameter.requires_grad for parameter in model.parameters()]
     seen = []
-    model.model.register_forward_hook(
-        lambda module, *_: seen.append((module.training, torch.is_grad_enabled()))
-    )
+    model.model.register_forward_hook(lambda module, *_: seen.append((module.training, torch.is_grad_enabled())))
     cost = cost_of(adapter_of(model), batch_of(2, 64, 64), repeats=1, warmup=0)
     assert [module.training for module in model.modules()] == before
     assert [parameter.requires_grad for parameter in model.parameters()] == trained

@@ -75,9 +75,7 @@ def by_hand(values: Sequence[float]) -> Tensor:
 
 def test_transformers_still_trains_these_families_with_the_losses_compared_here():
     names = ["ConditionalDetr", "DabDetr", "DeformableDetr"]
-    assert {LOSS_MAPPING[f"{name}ForObjectDetection"] for name in names} == {
-        DeformableDetrForObjectDetectionLoss
-    }
+    assert {LOSS_MAPPING[f"{name}ForObjectDetection"] for name in names} == {DeformableDetrForObjectDetectionLoss}
     assert LOSS_MAPPING["ForObjectDetection"] is ForObjectDetectionLoss
     assert "DetrForObjectDetection" not in LOSS_MAPPING
 
@@ -94,9 +92,7 @@ def test_value_and_gradients_equal_transformers(family, counts):
     targets = random_targets(counts)
     logits, boxes = random_predictions(len(counts), CLASSES + (criterion.kind == "softmax"))
 
-    expected, _, _ = FAMILIES[family][1](
-        logits[-1], targets.as_huggingface(), "cpu", boxes[-1], config, logits, boxes
-    )
+    expected, _, _ = FAMILIES[family][1](logits[-1], targets.as_huggingface(), "cpu", boxes[-1], config, logits, boxes)
     wanted = torch.autograd.grad(expected, [logits, boxes])
 
     match = match_by_transformers(config, logits, boxes, targets)
@@ -116,9 +112,7 @@ def test_each_part_is_the_weighted_sum_of_that_part_over_layers(family):
     criterion = SetPredictionLoss.from_config(config)
     targets = random_targets((3, 1))
     logits, boxes = random_predictions(2, CLASSES + (criterion.kind == "softmax"))
-    _, by_layer, _ = FAMILIES[family][1](
-        logits[-1], targets.as_huggingface(), "cpu", boxes[-1], config, logits, boxes
-    )
+    _, by_layer, _ = FAMILIES[family][1](logits[-1], targets.as_huggingface(), "cpu", boxes[-1], config, logits, boxes)
     match = match_by_transformers(config, logits, boxes, targets)
     parts = criterion(view_of(logits, boxes, criterion.kind), targets, match, 4)
     names = {"loss_class": ("loss_ce", 1), "loss_box": ("loss_bbox", 5), "loss_giou": ("loss_giou", 2)}
@@ -170,9 +164,7 @@ def test_micro_batches_add_up_to_the_whole_step(family):
     summed = dict.fromkeys(whole, 0.0)
     for start in (0, 2):
         rows = slice(start, start + 2)
-        piece = Targets(
-            targets.labels[rows], targets.boxes[rows], targets.is_object[rows], targets.counts[rows]
-        )
+        piece = Targets(targets.labels[rows], targets.boxes[rows], targets.is_object[rows], targets.counts[rows])
         view = view_of(logits[:, rows], boxes[:, rows], criterion.kind)
         parts = criterion(view, piece, match[:, rows], 6.0, num_images=4)
         summed = {name: summed[name] + parts[name].item() for name in summed}
@@ -215,6 +207,9 @@ def test_half_precision_predictions_have_a_finite_float32_loss(kind, dtype):
     targets, match = random_targets((2,)), torch.tensor([[[1, 4]]]).expand(LAYERS, -1, -1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         parts = criterion(view_of(logits, boxes.to(dtype), kind), targets, match, 2.0)
+    exact = criterion(view_of(logits.double(), boxes.to(dtype).double(), kind), targets, match, 2.0)
+    for name, part in parts.items():
+        assert part.item() == pytest.approx(exact[name].item(), rel=1e-5)
     torch.stack(list(parts.values())).sum().backward()
     assert all(part.dtype == torch.float32 and part.isfinite() for part in parts.values())
     assert logits.grad is not None
@@ -263,9 +258,7 @@ def test_proposals_are_matched_to_the_objects_they_sit_on():
 
 
 def test_configuration_decides_kind_and_weights():
-    loss = SetPredictionLoss.from_config(
-        config_of("detr", eos_coefficient=0.3, bbox_loss_coefficient=7, class_cost=3)
-    )
+    loss = SetPredictionLoss.from_config(config_of("detr", eos_coefficient=0.3, bbox_loss_coefficient=7, class_cost=3))
     assert (loss.kind, loss.no_object_weight, loss.box_weight) == ("softmax", 0.3, 7.0)
     assert loss.costs == MatchCosts("softmax", class_weight=3.0, box_weight=5.0, giou_weight=2.0)
     focal = SetPredictionLoss.from_config(config_of("deformable_detr", focal_alpha=0.4), class_weight=2.0)
