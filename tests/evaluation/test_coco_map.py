@@ -296,10 +296,10 @@ def view_of(logits: list, boxes: list, no_object: list | None = None) -> DetrVie
 
 
 def test_sigmoid_heads_may_find_several_classes_with_one_query():
-    view = view_of([[2.0, 1.0], [-1.0, 0.0]], [[0.5, 0.5, 0.2, 0.4], [0.25, 0.5, 0.5, 1.0]])
+    view = view_of([[2.0, -9.0, 1.0], [-1.0, -9.0, 0.0]], [[0.5, 0.5, 0.2, 0.4], [0.25, 0.5, 0.5, 1.0]])
     (found,) = detections_of(view, [(100, 200)], top=3)
     np.testing.assert_allclose(found.scores, torch.tensor([2.0, 1.0, 0.0]).sigmoid(), rtol=1e-6)
-    assert found.labels.tolist() == [0, 1, 1]
+    assert found.labels.tolist() == [0, 2, 2]
     np.testing.assert_allclose(found.boxes, [[80, 30, 120, 70], [80, 30, 120, 70], [0, 0, 100, 100]], atol=1e-4)
 
 

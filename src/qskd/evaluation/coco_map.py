@@ -71,9 +71,7 @@ class CocoMetrics:
         return {name: value for name, value in values.items() if not isnan(value)}
 
 
-def detections_of(
-    view: DetrView, original_sizes: Sequence[tuple[int, int]], top: int = 100
-) -> list[Detections]:
+def detections_of(view: DetrView, original_sizes: Sequence[tuple[int, int]], top: int = 100) -> list[Detections]:
     """The best detections of each image, from the last decoder layer.
 
     Sigmoid heads may find several classes with one query: the best of all Q * C scores. Softmax heads find
@@ -217,13 +215,9 @@ class CocoEvaluator:
 
     def _keep(self, image_id: int, rows: Array) -> None:
         if image_id not in self._image_ids:
-            raise DataError(
-                f"Image {image_id} is not in the ground truth: evaluate on the split it was made from."
-            )
+            raise DataError(f"Image {image_id} is not in the ground truth: evaluate on the split it was made from.")
         if not np.isfinite(rows).all():
-            raise DataError(
-                f"Image {image_id} has a score or box that is not finite: the model has diverged."
-            )
+            raise DataError(f"Image {image_id} has a score or box that is not finite: the model has diverged.")
         if len(rows) and not 0 <= rows[:, 1].min() <= rows[:, 1].max() < len(self._category_ids):
             raise DataError(
                 f"Image {image_id} has detections of class {int(rows[:, 1].max())}, but category ids are "
@@ -232,9 +226,7 @@ class CocoEvaluator:
         self._rows.setdefault(image_id, rows)
 
     def _truth(self) -> dict[str, Any]:
-        # Shallow copies: evaluation writes an "ignore" flag into every annotation.
-        annotations = [dict(one) for one in self._annotations]
-        return {"images": self._images, "categories": self._categories, "annotations": annotations}
+        return {"images": self._images, "categories": self._categories, "annotations": self._annotations}
 
     def _found(self, image_ids: list[int]) -> list[dict[str, Any]]:
         """COCO result dictionaries of the detections whose class the data has."""
