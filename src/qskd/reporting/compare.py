@@ -154,6 +154,11 @@ def teachers_of(runs: Sequence[RunRecord]) -> dict[str, TeacherRecord]:
     }
 
 
+def teacher_title(name: str) -> str:
+    """What a teacher of that name is called where no column says what it is."""
+    return name if name.lower().startswith("teacher") else f"teacher ({name})"
+
+
 def _pairs(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
     found = [(group, reference_of(group, groups)) for group in groups]
     return [(group, reference) for group, reference in found if reference is not None]

@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from qskd.reporting.groups import finite
 from qskd.reporting.records import RunRecord
@@ -153,9 +153,11 @@ def chart(title: str, lines: Sequence[Line], *, levels: Sequence[Line] = (), log
 def _finish(axes: Any, logarithmic: bool) -> None:
     if logarithmic:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.set_xlim(left=0)
     axes.set_xlabel("step")
     axes.grid(True, axis="y", color=_INK, alpha=0.25, linewidth=0.7)
 

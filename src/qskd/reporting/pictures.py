@@ -133,11 +133,11 @@ def _upright(box: tuple[float, ...]) -> tuple[float, float, float, float]:
 
 
 def _outline(pen: ImageDraw.ImageDraw, box: tuple[float, float, float, float], colour: Colour, thick: bool) -> None:
-    """A coloured box between dark lines, to be seen on any ground."""
-    width = 3 if thick else 1
+    """A coloured box; a thick one has dark edges, to be seen on any ground."""
     x0, y0, x1, y1 = box
-    pen.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=(20, 20, 20), width=width + 2)
-    pen.rectangle(box, outline=colour, width=width)
+    if thick:
+        pen.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=(20, 20, 20), width=1)
+    pen.rectangle(box, outline=colour, width=3 if thick else 2)
 
 
 def _tag(

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from qskd import __version__
 from qskd.reporting import curves, tables
-from qskd.reporting.compare import Findings, teachers_of
+from qskd.reporting.compare import Findings, teacher_title, teachers_of
 from qskd.reporting.groups import Group, finite, group_runs
 from qskd.reporting.records import RunRecord
 
@@ -32,6 +32,7 @@ class Pictures:
     rows: Sequence[tuple[str, Sequence[Panel]]] = ()  # name of the image, its panels
     legend: Sequence[tuple[str, str]] = ()  # class, CSS colour
     notes: Sequence[str] = field(default_factory=tuple)
+    sheet: str | None = None  # file beside the report that holds all panels
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,11 @@ class _Bar:
 
 
 def _bars(findings: Findings) -> list[_Bar]:
-    found = [(row.name, row.role, finite(row.metrics.get("AP"))) for row in findings.rows if row.role == "teacher"]
+    found = [
+        (teacher_title(row.name), row.role, finite(row.metrics.get("AP")))
+        for row in findings.rows
+        if row.role == "teacher"
+    ]
     found += [(group.label, group.role, group.metrics["AP"].mean) for group in findings.groups]
     known = [(label, role, ap) for label, role, ap in found if ap is not None]
     longest = max((ap for _, _, ap in known), default=0.0) or 1.0
@@ -120,8 +125,7 @@ def _teacher_levels(runs: Sequence[RunRecord], taken: int) -> list[curves.Line]:
     for position, (name, teacher) in enumerate(teachers_of(runs).items(), start=taken):
         ap = teacher.metrics.get("AP")
         if isinstance(ap, int | float):
-            label = name if name.startswith("teacher") else f"teacher ({name})"
-            levels.append(curves.Line(label, [(0.0, 100 * ap)], curves.Style.of(position)))
+            levels.append(curves.Line(teacher_title(name), [(0.0, 100 * ap)], curves.Style.of(position)))
     return levels
 
 
@@ -160,7 +164,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "percent": tables.percent,
-        "signed": lambda value: tables.signed_percent(value).replace("-", "\N{MINUS SIGN}"),
+        "signed": _signed,
         "sign": _sign,
         "number": tables.number,
         "duration": tables.duration,
@@ -174,9 +178,14 @@ def _environment() -> Environment:
     return environment
 
 
-def _sign(value: float | None) -> str:
+def _signed(value: float | None) -> str:
     shown = tables.signed_percent(value)
-    return {"+": "up", "-": "down" if len(shown) > 1 else ""}.get(shown[0], "")
+    return shown if shown == "-" else shown.replace("-", "\N{MINUS SIGN}")
+
+
+def _sign(value: float | None) -> str:
+    """The CSS class of a difference."""
+    return {"+": "up", "\N{MINUS SIGN}": "down"}.get(_signed(value)[0], "")
 
 
 def markdown_text(value: object) -> str:
