@@ -103,9 +103,7 @@ def image_of(batch: Batch, index: int, *, cropped: bool = False) -> Batch:
     return Batch(
         pixels=batch.pixels[index : index + 1, :, :rows, :columns],
         content=batch.content[index : index + 1],
-        targets=Targets.from_lists(
-            [batch.targets.labels[index, :count]], [batch.targets.boxes[index, :count]]
-        ),
+        targets=Targets.from_lists([batch.targets.labels[index, :count]], [batch.targets.boxes[index, :count]]),
         image_ids=batch.image_ids[index : index + 1],
         original_sizes=batch.original_sizes[index : index + 1],
     )
@@ -148,9 +146,7 @@ def _build(model_class: Any, config_class: Any, **overrides: Any) -> Any:
     if "id2label" in overrides:
         settings.pop("num_labels")
     config = config_class(**settings)
-    model = (
-        model_class._from_config(config, attn_implementation=attention) if attention else model_class(config)
-    )
+    model = model_class._from_config(config, attn_implementation=attention) if attention else model_class(config)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         spread = 1.5 / max(parameter[0].numel(), 1) ** 0.5 if parameter.ndim > 1 else 0.1

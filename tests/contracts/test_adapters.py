@@ -40,9 +40,7 @@ def full_logits(view: DetrView) -> Tensor:
 
 def own_outputs(adapter: DetrAdapter, batch: Batch, **extra: Any) -> Any:
     """What transformers' own forward returns for the same pixels and mask."""
-    return adapter.model(
-        pixel_values=adapter.normalise(batch), pixel_mask=(~batch.is_padding()).long(), **extra
-    )
+    return adapter.model(pixel_values=adapter.normalise(batch), pixel_mask=(~batch.is_padding()).long(), **extra)
 
 
 def padding_of(view: DetrView) -> Tensor:
@@ -170,9 +168,7 @@ def test_padding_changes_nothing_or_is_refused(family: str) -> None:
             mass = padded.attention_mass(weights)[:, index][:, ~padding_of(padded)[index]]
             own = alone.attention_mass(weights[:, index : index + 1])[:, 0]
             kept = mass.shape[1] == own.shape[1]  # the coarsest level may round a half cell up
-            torch.testing.assert_close(
-                mass if kept else mass.sum(-1), own if kept else own.sum(-1), **ROUNDING
-            )
+            torch.testing.assert_close(mass if kept else mass.sum(-1), own if kept else own.sum(-1), **ROUNDING)
 
 
 @EVERY_FAMILY
@@ -268,9 +264,7 @@ def test_reading_leaves_the_model_as_it_was(family: str, training: bool) -> None
     adapter = adapter_of(family)
     adapter.model.train(training)
     batch_norms = {
-        name
-        for name, module in adapter.model.named_modules()
-        if isinstance(module, nn.BatchNorm2d) and training
+        name for name, module in adapter.model.named_modules() if isinstance(module, nn.BatchNorm2d) and training
     }
     weights = {name: tensor.clone() for name, tensor in adapter.model.state_dict().items()}
     config, hooks = adapter.model.config.to_dict(), traces(adapter.model)

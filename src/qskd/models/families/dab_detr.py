@@ -56,9 +56,7 @@ class DabDetrAdapter(SingleScaleAdapter):
         adds = positions is not None
         return CrossAttention(
             queries=(
-                add_positions(
-                    seen[attention.cross_attn_query_content_proj], seen[positions] if adds else None
-                ),
+                add_positions(seen[attention.cross_attn_query_content_proj], seen[positions] if adds else None),
                 seen[attention.cross_attn_query_pos_sine_proj],
             ),
             keys=(
