@@ -21,9 +21,7 @@ _TINY = 1e-8  # inside the focal cost's logarithms, as in the published detector
 
 
 @torch.no_grad()
-def match_to_targets(
-    view: DetrView, targets: Targets, costs: MatchCosts, giou: Tensor | None = None
-) -> Tensor:
+def match_to_targets(view: DetrView, targets: Targets, costs: MatchCosts, giou: Tensor | None = None) -> Tensor:
     """The query matched to each object, by the detector's own bipartite matching, layer by layer.
 
     Args:
@@ -54,13 +52,13 @@ def matching_cost(view: DetrView, targets: Targets, costs: MatchCosts, giou: Ten
         distance = torch.cdist(objects.expand(view.num_layers, -1, -1, -1), boxes, p=1.0)
         cost = costs.box_weight * distance - costs.giou_weight * giou
         cost = cost + costs.class_weight * _class_cost(view, targets, costs)
-    return cost.nan_to_num(_HOPELESS, _HOPELESS, _HOPELESS).clamp(-_HOPELESS, _HOPELESS)
+    return cost.nan_to_num_(_HOPELESS, _HOPELESS, _HOPELESS).clamp_(-_HOPELESS, _HOPELESS)
 
 
 @torch.no_grad()
 def giou_to_objects(boxes: Tensor, targets: Targets) -> Tensor:
     """GIoU of objects and queries: boxes [L, B, Q, 4] to [L, B, N, Q] in [-1, 1], -1 where undefined."""
-    return pairwise_giou(targets.boxes[None], boxes).nan_to_num(-1.0, -1.0, -1.0)
+    return pairwise_giou(targets.boxes[None], boxes).nan_to_num_(-1.0, -1.0, -1.0)
 
 
 def assign(cost: Tensor, place: Tensor | None = None) -> Tensor:
@@ -96,22 +94,20 @@ def _solve_dense(cost: NDArray[np.floating]) -> tuple[NDArray[np.intp], NDArray[
     return rows[chosen], columns
 
 
-def _solve_sparse(
-    cost: NDArray[np.floating], place: NDArray[np.floating]
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _solve_sparse(cost: NDArray[np.floating], place: NDArray[np.floating]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows and columns of the pairs made in one slice [R, K] whose entries stand for columns ``place``."""
-    row, entry = np.nonzero(np.isfinite(cost))
-    rows, row = np.unique(row, return_inverse=True)
-    columns, column = np.unique(place[np.isfinite(cost)].astype(np.intp), return_inverse=True)
-    dense = np.full((len(rows), len(columns)), np.inf)
-    dense[row, column] = cost[rows[row], entry]
+    allowed = np.isfinite(cost)
+    rows = np.flatnonzero(allowed.any(1))
+    row, entry = np.nonzero(allowed[rows])
+    column = place[rows[row], entry].astype(np.intp)
+    is_used = np.bincount(column) > 0
+    dense = np.full((len(rows), int(is_used.sum())), np.inf)
+    dense[row, (is_used.cumsum() - 1)[column]] = cost[rows[row], entry]
     chosen_rows, chosen_columns = _optimal(dense, np.isfinite(dense))
-    return rows[chosen_rows], columns[chosen_columns]
+    return rows[chosen_rows], np.flatnonzero(is_used)[chosen_columns]
 
 
-def _optimal(
-    cost: NDArray[np.floating], allowed: NDArray[np.bool_]
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _optimal(cost: NDArray[np.floating], allowed: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows and columns of the most allowed pairs that can be made, the cheapest."""
     if allowed.all():
         return linear_sum_assignment(cost)

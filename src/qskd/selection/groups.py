@@ -82,9 +82,7 @@ class GroupQuerySelection:
         return self.group(view, targets, match_to_targets(view, targets, costs, giou), giou)
 
     @torch.no_grad()
-    def group(
-        self, view: DetrView, targets: Targets, match: Tensor, giou: Tensor | None = None
-    ) -> QueryGroups:
+    def group(self, view: DetrView, targets: Targets, match: Tensor, giou: Tensor | None = None) -> QueryGroups:
         """The groups of every query, given the matching.
 
         Args:
