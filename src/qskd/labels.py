@@ -25,9 +25,7 @@ class LabelMap:
 
     student_names: tuple[str, ...]  # by the student's class index
     teacher_index: tuple[int, ...]  # the teacher's index of each student class; -1 where it has none
-    teacher_names: tuple[
-        str | None, ...
-    ]  # the teacher's spelling of each student class; None where it has none
+    teacher_names: tuple[str | None, ...]  # the teacher's spelling of each student class; None where it has none
     unmatched_teacher: tuple[str, ...]  # the teacher's other classes, by their index
 
     @classmethod
@@ -49,9 +47,7 @@ class LabelMap:
             student_names=tuple(student_names),
             teacher_index=index,
             teacher_names=tuple(teacher_names[found] if found >= 0 else None for found in index),
-            unmatched_teacher=tuple(
-                name for key, name in sorted(_used(teacher_names).items()) if key not in matched
-            ),
+            unmatched_teacher=tuple(name for key, name in sorted(_used(teacher_names).items()) if key not in matched),
         )
 
     @property
@@ -150,8 +146,5 @@ def _first(names: Sequence[str]) -> str:
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(len(line[column]) for line in (header, *rows)) for column in range(len(header))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        for line in (header, *rows)
-    ]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (header, *rows)]
     return "\n".join(line.rstrip() for line in lines)

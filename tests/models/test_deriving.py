@@ -166,8 +166,7 @@ def test_students_of_one_seed_are_equal_and_the_global_seed_is_left_alone():
     state = torch.get_rng_state()
 
     prints = [
-        weights_fingerprint(derive_student(teacher, shape, class_names=NAMES, seed=seed)[0].model)
-        for seed in (1, 1, 2)
+        weights_fingerprint(derive_student(teacher, shape, class_names=NAMES, seed=seed)[0].model) for seed in (1, 1, 2)
     ]
 
     assert prints[0] == prints[1] != prints[2]

@@ -111,9 +111,7 @@ def test_weights_of_another_shape_are_refused(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"decoder_ffn_dim": 24}))
 
-    with pytest.raises(
-        CheckpointError, match=r"9 weights of other shapes.*decoder\.layers\.0\.mlp\.fc1\.bias"
-    ):
+    with pytest.raises(CheckpointError, match=r"9 weights of other shapes.*decoder\.layers\.0\.mlp\.fc1\.bias"):
         load_model(folder)
 
 

@@ -78,9 +78,7 @@ def scaled(config: Any, width: float) -> Any:
     if width <= 0:
         raise ConfigError(f"backbone_width is {width}, expected a positive factor such as 0.5.")
     if config.model_type not in ("resnet", "rt_detr_resnet"):
-        raise ConfigError(
-            f"backbone_width scales ResNets, not a {config.model_type}. Name one: {', '.join(_RESNETS)}."
-        )
+        raise ConfigError(f"backbone_width scales ResNets, not a {config.model_type}. Name one: {', '.join(_RESNETS)}.")
     narrow = type(config).from_dict(config.to_dict())
     narrow.embedding_size = _scaled_channels(config.embedding_size, width)
     narrow.hidden_sizes = [_scaled_channels(channels, width) for channels in config.hidden_sizes]
@@ -145,8 +143,7 @@ def _pretrained_backbone(source: str, model: nn.Module) -> nn.Module:
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"No backbone weights in '{source}': {str(error).strip().splitlines()[0]} "
-            "Without a network, give a folder."
+            f"No backbone weights in '{source}': {str(error).strip().splitlines()[0]} Without a network, give a folder."
         ) from error
     missing = [name for name in info["missing_keys"] if not name.endswith("num_batches_tracked")]
     if missing or info["mismatched_keys"]:

@@ -33,9 +33,7 @@ class StudentShape:
     """How a student differs from its teacher; None means as the teacher."""
 
     backbone: str | None = None  # "resnet18" to "resnet152", or a folder or hub id of a Hugging Face backbone
-    backbone_weights: str | None = (
-        None  # folder or hub id with pretrained weights for a backbone given by name
-    )
+    backbone_weights: str | None = None  # folder or hub id with pretrained weights for a backbone given by name
     backbone_width: float | None = None  # factor on a ResNet's channels, for tiny students
     encoder_layers: int | None = None
     decoder_layers: int | None = None
@@ -50,9 +48,7 @@ class StudentShape:
             if isinstance(value, (int, float)) and value <= 0:
                 raise ConfigError(f"{field.name} of a student is {value}, expected a positive number.")
         if self.backbone_weights and self.backbone and not is_resnet_name(self.backbone):
-            raise ConfigError(
-                f"The backbone '{self.backbone}' brings its own weights; leave backbone_weights out."
-            )
+            raise ConfigError(f"The backbone '{self.backbone}' brings its own weights; leave backbone_weights out.")
 
     @property
     def changes_backbone(self) -> bool:
@@ -99,8 +95,7 @@ def derive_student(
     """
     config = student_config(teacher, shape, class_names)
     keeps_backbone = inherit and (
-        not shape.changes_backbone
-        or same_architecture(config.backbone_config, _config(teacher).backbone_config)
+        not shape.changes_backbone or same_architecture(config.backbone_config, _config(teacher).backbone_config)
     )
     is_random = shape.weights_source is None and not keeps_backbone
     if is_random and hasattr(config, "freeze_backbone_batch_norms"):
@@ -118,9 +113,7 @@ def derive_student(
         unfreeze_later_stages(model)
     if shape.weights_source is not None:
         load_backbone_weights(model, shape.weights_source)
-        report = replace(
-            report, notes=(*report.notes, f"Backbone: pretrained weights of {shape.weights_source}.")
-        )
+        report = replace(report, notes=(*report.notes, f"Backbone: pretrained weights of {shape.weights_source}."))
     student = type(teacher)(model.train(), pixel_norm=teacher.pixel_norm, box_frame="content")
     return student, report
 

@@ -56,8 +56,7 @@ class InheritReport:
         rows = [*self.groups, InheritedGroup("all", self.inherited, self.total)]
         lines = [f"{'part':<12} {'inherited':>12} {'weights':>12}"]
         lines += [
-            f"{row.name:<12} {row.inherited:>12,} {row.total:>12,}  {_share(row.inherited, row.total)}"
-            for row in rows
+            f"{row.name:<12} {row.inherited:>12,} {row.total:>12,}  {_share(row.inherited, row.total)}" for row in rows
         ]
         return "\n".join([*lines, *self.notes])
 
@@ -129,9 +128,7 @@ def nothing_inherited(model: nn.Module) -> InheritReport:
     return InheritReport(_count(model, {}))
 
 
-def _copy_module(
-    name: str, module: nn.Module, origin: nn.Module, lineage: Lineage
-) -> list[tuple[Tensor, int]]:
+def _copy_module(name: str, module: nn.Module, origin: nn.Module, lineage: Lineage) -> list[tuple[Tensor, int]]:
     own, theirs = _own_state(module), _own_state(origin)
     if not own or own.keys() != theirs.keys():
         return []

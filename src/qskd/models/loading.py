@@ -78,9 +78,7 @@ def _checked_source(name_or_path: str | Path) -> str:
         return str(name_or_path)
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
-        raise CheckpointError(
-            f"{path} {what}. Give a folder with config.json and model.safetensors, or a hub id."
-        )
+        raise CheckpointError(f"{path} {what}. Give a folder with config.json and model.safetensors, or a hub id.")
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path} holds no config.json. Give a folder written by save_pretrained.")
     if not any((path / name).is_file() for name in _WEIGHT_FILES):
@@ -128,8 +126,7 @@ def _check_complete(source: str, info: Mapping[str, Any]) -> None:
         )
     if reshaped:
         raise CheckpointError(
-            f"{source} holds {len(reshaped)} weights of other shapes than its config.json says: "
-            f"{_first(reshaped)}."
+            f"{source} holds {len(reshaped)} weights of other shapes than its config.json says: {_first(reshaped)}."
         )
 
 
@@ -210,9 +207,7 @@ def _as_config(config: PreTrainedConfig | Mapping[str, Any] | str | Path) -> Any
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is no JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise ConfigError(
-            f"{path} holds a {type(fields).__name__}, expected an object of configuration fields."
-        )
+        raise ConfigError(f"{path} holds a {type(fields).__name__}, expected an object of configuration fields.")
     return _from_fields(fields, str(path))
 
 
@@ -226,9 +221,7 @@ def _from_fields(fields: dict[str, Any], origin: str) -> Any:
     try:
         return AutoConfig.for_model(model_type, **fields)
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise ConfigError(
-            f"{origin} is no valid {model_type} configuration: {_in_one_line(error)}"
-        ) from error
+        raise ConfigError(f"{origin} is no valid {model_type} configuration: {_in_one_line(error)}") from error
 
 
 def with_class_names(adapter: DetrAdapter, class_names: Sequence[str]) -> DetrAdapter:
