@@ -141,8 +141,7 @@ def test_canvas_frames_are_converted_for_boxes_and_proposals() -> None:
     batch = padded_batch(random_batch(size=(64, 96)), (128, 96))
     with torch.no_grad():
         content, canvas = (
-            DeformableDetrAdapter(model, box_frame=frame).read(batch, with_loss=True)
-            for frame in ("content", "canvas")
+            DeformableDetrAdapter(model, box_frame=frame).read(batch, with_loss=True) for frame in ("content", "canvas")
         )
     scale = torch.tensor([1.0, 2.0, 1.0, 2.0])
     torch.testing.assert_close(canvas.view.boxes, content.view.boxes * scale)
@@ -169,9 +168,7 @@ def test_training_and_evaluation_give_the_same_shapes_and_gradient(adapter: Detr
     if trained.proposals is not None:
         loss = loss + trained.proposals.logits.square().sum() + trained.proposals.boxes.square().sum()
     loss.backward()
-    unused = [
-        name for name, value in adapter.model.named_parameters() if value.requires_grad and value.grad is None
-    ]
+    unused = [name for name, value in adapter.model.named_parameters() if value.requires_grad and value.grad is None]
     assert unused == []
     assert all(value.grad.isfinite().all() for value in adapter.model.parameters() if value.grad is not None)
 
@@ -181,6 +178,16 @@ def test_boxes_keep_float32_precision_inside_autocast(adapter: DeformableDetrAda
         boxes = adapter.read(random_batch()).view.boxes
     assert boxes.dtype == torch.float32
     assert not torch.equal(boxes, boxes.bfloat16().float())
+
+
+def test_refined_references_keep_float32_precision_inside_autocast() -> None:
+    """A reference rounded to bfloat16 would move the next layer's sampling points by whole pixels."""
+    adapter = DeformableDetrAdapter(tiny_deformable_detr(refine=True))
+    second = adapter.model.model.decoder.layers[1].encoder_attn
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), record_calls([second]) as calls:
+        adapter.read(random_batch())
+    reference = calls[0]["reference_points"]
+    assert not torch.equal(reference.float(), reference.bfloat16().float())
 
 
 def test_padding_stays_zero_after_normalisation() -> None:
@@ -208,7 +215,13 @@ def test_one_level_models_are_read() -> None:
 
 
 def test_measuring_strides_leaves_randomness_alone() -> None:
+    """Also when the backbone draws random numbers, as one that drops paths does."""
     adapter = DeformableDetrAdapter(tiny_deformable_detr())
+
+    def draw(*_: object) -> None:
+        torch.rand(1)
+
+    adapter.model.model.backbone.register_forward_hook(draw)
     before = torch.get_rng_state()
     assert adapter.strides == (8, 16, 32, 64)
     assert torch.equal(torch.get_rng_state(), before)
