@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from builders_deformable import tiny_deformable_detr, tiny_rt_detr
 
+from builders import tiny_detr
+from builders_deformable import tiny_deformable_detr, tiny_rt_detr
 from qskd.data.synthetic import class_names
 from qskd.data.transforms import ImageSize
 from qskd.models.families import adapter_class
@@ -28,6 +29,8 @@ MODELS: dict[str, tuple[int, Callable[[], Any]]] = {
     "rt_detr_student": (2, lambda: tiny_rt_detr(decoder_layers=2, num_queries=12, **_labels())),
     # No dropout, frozen batch norms: what a step does depends on its images alone, not on how they are batched.
     "deformable_teacher": (3, lambda: tiny_deformable_detr(refine=True, dropout=0.0, **_labels())),
+    "detr_teacher": (5, lambda: tiny_detr(dropout=0.0, **_labels())),
+    "detr_student": (6, lambda: tiny_detr(dropout=0.0, decoder_layers=2, num_queries=8, **_labels())),
     "deformable_student": (4, lambda: tiny_deformable_detr(decoder_layers=2, num_queries=8, dropout=0.0, **_labels())),
 }
 

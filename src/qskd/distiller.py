@@ -5,10 +5,11 @@ before any of them is learnt from, so that all normalisers are known. ``Distille
 optimised and checkpointed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from qskd.data.batch import Batch, Targets
@@ -30,7 +31,29 @@ class StepTotals:
     """
 
     num_boxes: float  # objects, at least 1
+    num_images: float
     terms: Mapping[str, Tensor]  # each term's ``amount`` [A]
+
+    @classmethod
+    def of(
+        cls,
+        batches: Sequence[Batch],
+        prepared: Sequence[Mapping[str, Prepared]],
+        accelerator: Accelerator | None = None,
+    ) -> "StepTotals":
+        """Totals of a step's micro-batches; one reduction over processes where there are several."""
+        boxes = float(sum(batch.targets.total for batch in batches))
+        images = float(sum(len(batch) for batch in batches))
+        names = list(prepared[0]) if prepared else []
+        amounts = [torch.stack([made[name].amount for made in prepared]).sum(0) for name in names]
+        world = accelerator.num_processes if accelerator is not None else 1
+        if accelerator is not None and world > 1:
+            flat = torch.cat([torch.tensor([boxes, images], device=accelerator.device), *amounts])
+            flat = accelerator.reduce(flat, reduction="sum")
+            boxes, images = flat[:2].tolist()
+            ends = torch.tensor([len(amount) for amount in amounts]).cumsum(0).tolist()
+            amounts = list((flat[2:] / world).tensor_split(ends[:-1])) if amounts else []
+        return cls(max(boxes, 1.0) / world, images / world, dict(zip(names, amounts, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +126,7 @@ class Distiller(nn.Module):
         self.adapter = student
         self.criterion = criterion
         self.terms = terms
-        self.projections = nn.ModuleDict(
-            {name: term for name, term in terms.items() if isinstance(term, nn.Module)}
-        )
+        self.projections = nn.ModuleDict({name: term for name, term in terms.items() if isinstance(term, nn.Module)})
         self.weights = dict(weights or {})
         self.detection_weight = detection_weight
 
@@ -153,7 +174,14 @@ class Distiller(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if self.criterion is not None:
             assert match is not None
-            parts = self.criterion(reading.view, batch.targets, match, totals.num_boxes, reading.proposals)
+            parts = self.criterion(
+                reading.view,
+                batch.targets,
+                match,
+                totals.num_boxes,
+                reading.proposals,
+                num_images=totals.num_images,
+            )
             total, scale = _sum(parts), self.detection_weight
         else:
             assert reading.own_loss is not None
@@ -167,10 +195,7 @@ class Distiller(nn.Module):
     ) -> dict[str, Tensor]:
         parts: dict[str, Tensor] = {}
         for name in self.terms:
-            parts |= {
-                part: loss * warmup
-                for part, loss in self._term(name, reading, match, teaching, totals).items()
-            }
+            parts |= {part: loss * warmup for part, loss in self._term(name, reading, match, teaching, totals).items()}
         return parts
 
     def _term(

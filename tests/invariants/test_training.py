@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from builders_runs import tiny_run
 from safetensors.torch import load_file
 
 import qskd
+from builders_runs import tiny_run
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
@@ -50,18 +50,24 @@ def test_another_seed_is_another_run(tmp_path, scenes, tiny_folders):
     assert log_of(one)[0]["loss"] != log_of(two)[0]["loss"]
 
 
-def test_eight_at_once_and_eight_one_by_one_are_the_same_step(tmp_path, scenes, tiny_folders):
+@pytest.mark.parametrize("family", ["deformable", "detr"])
+def test_eight_at_once_and_eight_one_by_one_are_the_same_step(tmp_path, scenes, tiny_folders, family):
     """Frozen norms and no dropout: only the normalisers could tell the two apart. SGD shows gradients unscaled."""
     # At 64 px the coarsest of the four levels would be one cell, which group norm refuses for one image.
-    common = {"image_size": 128, "optim": "sgd", "learning_rate": 1e-2, "max_grad_norm": 0.0, "max_steps": 2, "ema_decay": 0.0}
-    whole = distill(
-        tmp_path / "whole", scenes, tiny_folders, "deformable", per_device_train_batch_size=8, **common
-    )
+    common = {
+        "image_size": 128,
+        "optim": "sgd",
+        "learning_rate": 1e-3,
+        "max_grad_norm": 0.0,
+        "max_steps": 2,
+        "ema_decay": 0.0,
+    }
+    whole = distill(tmp_path / "whole", scenes, tiny_folders, family, per_device_train_batch_size=8, **common)
     parts = distill(
         tmp_path / "parts",
         scenes,
         tiny_folders,
-        "deformable",
+        family,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=8,
         **common,

@@ -112,10 +112,7 @@ def check_terms(
     """
     with _untouched(distiller), autocast():
         teaching = teacher.teach(batch)
-        totals = StepTotals(
-            float(max(batch.targets.total, 1)),
-            {name: made.amount for name, made in teaching.prepared.items()},
-        )
+        totals = StepTotals.of([batch], [teaching.prepared])
         checks = [TermCheck("detection", *_value_and_gradient(distiller, batch, totals, None, None))]
         for name in distiller.terms:
             checks.append(TermCheck(name, *_value_and_gradient(distiller, batch, totals, teaching, name)))
@@ -128,11 +125,7 @@ def _value_and_gradient(
     distiller: Distiller, batch: Batch, totals: StepTotals, teaching: Teaching | None, only: str | None
 ) -> tuple[float, float]:
     """Value of one term (or of the detection loss) and the norm of its gradient on the student."""
-    loss = (
-        distiller.one_term(batch, totals, teaching, only)
-        if only and teaching
-        else distiller(batch, totals)["loss"]
-    )
+    loss = distiller.one_term(batch, totals, teaching, only) if only and teaching else distiller(batch, totals)["loss"]
     parameters = [parameter for parameter in distiller.student.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
@@ -162,17 +155,15 @@ def sample_batch(dataset: DetectionDataset, size: int) -> Batch:
     return collate([dataset[position] for position in chosen])
 
 
-def time_step(
-    distiller: Distiller, teacher: TeacherSide | None, batch: Batch, autocast: Callable[[], Any]
-) -> float:
+def time_step(distiller: Distiller, teacher: TeacherSide | None, batch: Batch, autocast: Callable[[], Any]) -> float:
     """Seconds of one training step without optimiser, the second of two."""
     seconds = 0.0
     with _untouched(distiller), autocast():
         for _ in range(2):
             started = time.perf_counter()
             teaching = teacher.teach(batch) if teacher else None
-            amounts = {name: made.amount for name, made in teaching.prepared.items()} if teaching else {}
-            loss = distiller(batch, StepTotals(float(max(batch.targets.total, 1)), amounts), teaching)["loss"]
+            totals = StepTotals.of([batch], [teaching.prepared] if teaching else [])
+            loss = distiller(batch, totals, teaching)["loss"]
             loss.backward()
             seconds = _synchronised(loss) - started
     return seconds

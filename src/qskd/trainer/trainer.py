@@ -105,28 +105,11 @@ class DistillationTrainer(Trainer):
         batches = [batch.to(device, non_blocking=True) for batch in batches]
         with self.accelerator.autocast():
             teachings = [self.teacher.teach(batch) if self.teacher else None for batch in batches]
-        totals = self._totals(batches, teachings)
+        prepared = [teaching.prepared for teaching in teachings if teaching is not None]
+        totals = StepTotals.of(batches, prepared, self.accelerator)
         inputs = [StepInput(*pair, totals) for pair in zip(batches, teachings, strict=True)]
         self._steps_in_sums += 1
         return inputs, None
-
-    def _totals(self, batches: list[Batch], teachings: list[Teaching | None]) -> StepTotals:
-        """What the step's losses are divided by; one reduction over processes where there are several."""
-        world = self.accelerator.num_processes
-        boxes = float(sum(batch.targets.total for batch in batches))
-        names = list(self.distiller.terms) if self.teacher else []
-        amounts = [
-            torch.stack([teaching.prepared[name].amount for teaching in teachings if teaching]).sum(0)
-            for name in names
-            if teachings
-        ]
-        if world > 1:
-            flat = torch.cat([torch.tensor([boxes], device=self.args.device), *amounts])
-            flat = self.accelerator.reduce(flat, reduction="sum")
-            boxes = float(flat[0])
-            sizes = [len(amount) for amount in amounts]
-            amounts = [part / world for part in flat[1:].split(sizes)] if sizes else []
-        return StepTotals(max(boxes, 1.0) / world, dict(zip(names, amounts, strict=True)))
 
     def _prepare_inputs(self, inputs: StepInput) -> StepInput:
         """Nothing to do: ``get_batch_samples`` has moved everything already."""
@@ -156,11 +139,7 @@ class DistillationTrainer(Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clip as usual, and stop on gradients that are not finite (a loss scaler handles its own)."""
         norm = super()._clip_grad_norm(model)
-        if (
-            norm is not None
-            and self.accelerator.scaler is None
-            and not bool(torch.isfinite(torch.as_tensor(norm)))
-        ):
+        if norm is not None and self.accelerator.scaler is None and not bool(torch.isfinite(torch.as_tensor(norm))):
             raise NonFiniteLoss(
                 f"The gradient norm at step {self.state.global_step + 1} is {float(norm)}, though the loss was finite. "
                 f"{self._advice()}"
@@ -226,9 +205,7 @@ class DistillationTrainer(Trainer):
         """Add the mean of every loss part since the last entry."""
         if "loss" in logs and self._part_sums:
             names = sorted(self._part_sums)
-            means = torch.stack([self._part_sums[name].float() for name in names]) / max(
-                self._steps_in_sums, 1
-            )
+            means = torch.stack([self._part_sums[name].float() for name in names]) / max(self._steps_in_sums, 1)
             means = self.accelerator.reduce(means, reduction="mean")
             logs |= dict(zip(names, means.tolist(), strict=True))
             self._part_sums, self._steps_in_sums = {}, 0
@@ -256,9 +233,7 @@ class DistillationTrainer(Trainer):
                 self.evaluated, self.get_eval_dataloader(dataset), evaluator, accelerator=self.accelerator
             )
         metrics = {
-            f"{metric_key_prefix}_{name}": value
-            for name, value in result.as_dict().items()
-            if name != "per_class"
+            f"{metric_key_prefix}_{name}": value for name, value in result.as_dict().items() if name != "per_class"
         }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
