@@ -118,9 +118,7 @@ def joined_batch(*batches: Batch) -> Batch:
     return Batch(
         pixels=torch.cat([batch.pixels for batch in batches]),
         content=torch.cat([batch.content for batch in batches]),
-        targets=Targets.from_lists(
-            [image["class_labels"] for image in targets], [image["boxes"] for image in targets]
-        ),
+        targets=Targets.from_lists([image["class_labels"] for image in targets], [image["boxes"] for image in targets]),
         image_ids=tuple(range(sum(len(batch) for batch in batches))),
         original_sizes=tuple(size for batch in batches for size in batch.original_sizes),
     )

@@ -38,9 +38,7 @@ def test_objects_are_padded_to_the_most() -> None:
     torch.testing.assert_close(targets.boxes[1], samples[1].boxes)
 
 
-@pytest.mark.parametrize(
-    ("multiple_of", "expected"), [(1, (33, 65)), (2, (34, 66)), (32, (64, 96)), (64, (64, 128))]
-)
+@pytest.mark.parametrize(("multiple_of", "expected"), [(1, (33, 65)), (2, (34, 66)), (32, (64, 96)), (64, (64, 128))])
 def test_the_batch_is_rounded_up(multiple_of: int, expected: tuple[int, int]) -> None:
     batch = collate([sample(33, 10, 1), sample(3, 65, 1)], multiple_of=multiple_of)
     assert tuple(batch.pixels.shape[2:]) == expected

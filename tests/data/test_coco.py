@@ -358,12 +358,9 @@ def test_any_valid_file_comes_back_as_ground_truth(tmp_path: Path, rows: list[An
     assert sorted(truth, key=lambda entry: entry["id"]) == sorted(entries, key=lambda entry: entry["id"])
     for at, record in enumerate(index.images):
         mine = [entry for entry in entries if entry["image_id"] == record.id and not entry["iscrowd"]]
-        assert sorted(index.labels(at).tolist()) == sorted(
-            [3, 7, 90].index(entry["category_id"]) for entry in mine
-        )
+        assert sorted(index.labels(at).tolist()) == sorted([3, 7, 90].index(entry["category_id"]) for entry in mine)
         expected = sorted(
-            [x, y, min(x + width, 40), min(y + height, 30)]
-            for x, y, width, height in (entry["bbox"] for entry in mine)
+            [x, y, min(x + width, 40), min(y + height, 30)] for x, y, width, height in (entry["bbox"] for entry in mine)
         )
         np.testing.assert_allclose(
             np.reshape(sorted(index.boxes(at).tolist()), (-1, 4)), np.array(expected).reshape(-1, 4)

@@ -125,9 +125,7 @@ def test_workers_that_outlive_an_epoch_see_it_change(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_spawned_workers_give_the_same_batches(tmp_path: Path) -> None:
     dataset = varied(tmp_path)
-    loader = DataLoader(
-        dataset, batch_size=3, collate_fn=collate, num_workers=1, multiprocessing_context="spawn"
-    )
+    loader = DataLoader(dataset, batch_size=3, collate_fn=collate, num_workers=1, multiprocessing_context="spawn")
     (batch,) = list(loader)
     assert torch.equal(batch.pixels, collate([dataset[i] for i in range(3)]).pixels)
 

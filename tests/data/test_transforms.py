@@ -85,9 +85,7 @@ def test_a_box_follows_the_rectangle_that_is_seen_in_the_pixels(name: str, size:
 
 def is_fill(pixels: Tensor) -> Tensor:
     """[1, h, w]: the grey that zoomed-out images lie on."""
-    return (pixels == torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None, None]).all(
-        dim=0, keepdim=True
-    )
+    return (pixels == torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None, None]).all(dim=0, keepdim=True)
 
 
 def test_a_flip_by_hand() -> None:
@@ -127,9 +125,7 @@ def test_boxes_stay_inside_and_never_degenerate_and_a_crop_keeps_an_object(
     corners = np.array([[x, y, min(x + w, 200), min(y + h, 150)] for x, y, w, h in boxes]).reshape(-1, 4)
     transform = build_transform(size, train=True, augment=ONLY["all"])
     image = drawn(150, 200, (0, 0, 10, 10))
-    pixels, (labels, moved) = transform(
-        image, (np.arange(len(corners)), corners), np.random.default_rng(seed)
-    )
+    pixels, (labels, moved) = transform(image, (np.arange(len(corners)), corners), np.random.default_rng(seed))
     assert pixels.dtype == torch.uint8
     assert pixels.is_contiguous()
     assert len(labels) == len(moved)

@@ -60,9 +60,7 @@ def oracle(adapter: DetrAdapter, batch: Batch, weights: Tensor) -> tuple[Tensor,
 
 
 @pytest.mark.parametrize("zeros", [0.0, 0.8], ids=["every query", "few queries"])
-def test_mass_is_the_adjoint_of_the_models_own_attention(
-    adapter: DetrAdapter, batch: Batch, zeros: float
-) -> None:
+def test_mass_is_the_adjoint_of_the_models_own_attention(adapter: DetrAdapter, batch: Batch, zeros: float) -> None:
     with torch.no_grad():
         view = adapter.read(batch, capture_attention=True).view
     weights = weights_of(adapter, view.num_queries, zeros)

@@ -39,9 +39,7 @@ def read_pixels(path: Path, *, height: int, width: int, at_least: tuple[int, int
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(
-            f"{path}: this image file has disappeared since the annotations were read."
-        ) from error
+        raise DataError(f"{path}: this image file has disappeared since the annotations were read.") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: not an image file that Pillow can read.") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:

@@ -83,9 +83,7 @@ def draw_scene(
         if placed is not None:
             covered, left, top, total = placed
             colour = _object_colour(ground, recipe, rng)
-            painted = surface(
-                covered.shape[0], covered.shape[1], colour, rng.uniform(0.3, 1) * recipe.texture, rng
-            )
+            painted = surface(covered.shape[0], covered.shape[1], colour, rng.uniform(0.3, 1) * recipe.texture, rng)
             part = (slice(top, top + covered.shape[0]), slice(left, left + covered.shape[1]))
             canvas[part] += covered[:, :, None] * (painted - canvas[part])
             owner[part][covered >= 0.5] = len(labels)
@@ -140,9 +138,7 @@ def draw_dataset(
         _write_split(Path(folder), split, count, size, seed, difficulty)
 
 
-def _write_split(
-    folder: Path, split: Split, count: int, size: int, seed: int, difficulty: Difficulty
-) -> None:
+def _write_split(folder: Path, split: Split, count: int, size: int, seed: int, difficulty: Difficulty) -> None:
     images, annotations = folder / "images" / split, folder / "annotations"
     images.mkdir(parents=True, exist_ok=True)
     annotations.mkdir(parents=True, exist_ok=True)

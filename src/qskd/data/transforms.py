@@ -218,9 +218,7 @@ def crop_window(
     return left, top, span_x, span_y
 
 
-def zoomed_out(
-    output: tuple[int, int], smallest_side: float, rng: np.random.Generator
-) -> tuple[int, int, int, int]:
+def zoomed_out(output: tuple[int, int], smallest_side: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Where in the output (height, width) its smaller version goes: (left, top, width, height), pixels."""
     scale = rng.uniform(smallest_side, 1)
     height, width = (max(1, round(side * scale)) for side in output)
@@ -248,9 +246,7 @@ def colour_matrix(augment: Augmentation, rng: np.random.Generator) -> NDArray[np
     angle = hue * augment.hue * 2 * math.pi
     colour = 1 + saturation * augment.saturation
     turn = np.eye(3)
-    turn[1:, 1:] = colour * np.array(
-        [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
-    )
+    turn[1:, 1:] = colour * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     factor = 1 + contrast * augment.contrast
     linear = factor * (np.linalg.inv(_TO_YIQ) @ turn @ _TO_YIQ)
     shift = np.full((3, 1), 0.5 * (1 - factor) + brightness * augment.brightness)

@@ -75,8 +75,7 @@ class AttentionGuidedFeature(nn.Module):
         self.norm, self.normalise = norm, normalise
         self.norm_per_level, self.epsilon = norm_per_level, epsilon
         self.projections = nn.ModuleList(
-            _projection(student_channels[ours], teacher_channels[theirs], projection)
-            for ours, theirs in self.pairs
+            _projection(student_channels[ours], teacher_channels[theirs], projection) for ours, theirs in self.pairs
         )
 
     @torch.no_grad()
@@ -90,9 +89,7 @@ class AttentionGuidedFeature(nn.Module):
             used = valid * (used > 0)
         return Prepared({"weights": weights}, used.sum()[None].float())
 
-    def forward(
-        self, student: StudentAnswer, lesson: Lesson, prepared: Prepared, total: Tensor
-    ) -> dict[str, Tensor]:
+    def forward(self, student: StudentAnswer, lesson: Lesson, prepared: Prepared, total: Tensor) -> dict[str, Tensor]:
         """The one part, ``agfd``; see ``Term``."""
         weights = torch.split(prepared.tensors["weights"], _level_sizes(lesson.view), dim=1)
         levels = [

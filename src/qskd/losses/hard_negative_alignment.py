@@ -57,9 +57,7 @@ def align_hard_negatives(
     is_hard = hard["query"] >= 0  # [L', B, T]
     if is_hard.numel() == 0:
         return torch.full(is_hard.shape, -1, device=match.device)
-    place, usable = _candidates(
-        student, match, lesson.targets, hard["owner"], is_hard, selection, scope, top_up
-    )
+    place, usable = _candidates(student, match, lesson.targets, hard["owner"], is_hard, selection, scope, top_up)
     cost = _pair_cost(student, hard, place, lesson.known_classes)
     return assign(cost.nan_to_num(_HOPELESS, _HOPELESS, _HOPELESS).masked_fill(~usable, torch.inf), place)
 
@@ -119,9 +117,7 @@ def _count_by_owner(owner: Tensor, is_hard: Tensor, num_groups: int) -> Tensor:
     return counts.scatter_add_(-1, owner, is_hard.long())
 
 
-def _pair_cost(
-    student: DetrView, teacher: Mapping[str, Tensor], place: Tensor | None, known_classes: Tensor
-) -> Tensor:
+def _pair_cost(student: DetrView, teacher: Mapping[str, Tensor], place: Tensor | None, known_classes: Tensor) -> Tensor:
     """[L', B, T, K] cost of each teacher query with each of its candidates."""
     softmax = student.no_object is not None
     ours = say_for_head(student.logits, student.no_object, known_classes, softmax=softmax)

@@ -77,9 +77,7 @@ class LocalAlignmentPrediction(nn.Module):
     ) -> None:
         super().__init__()
         if scope not in ("group", "image") or layers not in ("all", "last"):
-            raise ConfigError(
-                f"lapd.scope is '{scope}' (choose group or image), lapd.layers '{layers}' (all or last)."
-            )
+            raise ConfigError(f"lapd.scope is '{scope}' (choose group or image), lapd.layers '{layers}' (all or last).")
         if temperature <= 0.0:
             raise ConfigError(f"lapd.temperature is {temperature}; it must be above 0.")
         self.num_student_layers, self.num_student_queries = num_student_layers, num_student_queries
@@ -111,9 +109,7 @@ class LocalAlignmentPrediction(nn.Module):
         }
         return Prepared(tensors, self._pairs_sought(positives, is_hard, lesson.targets.is_object))
 
-    def forward(
-        self, student: StudentAnswer, lesson: Lesson, prepared: Prepared, total: Tensor
-    ) -> dict[str, Tensor]:
+    def forward(self, student: StudentAnswer, lesson: Lesson, prepared: Prepared, total: Tensor) -> dict[str, Tensor]:
         """Parts ``lapd_class``, ``lapd_box`` and ``lapd_giou``, inner weights applied; see ``Term``."""
         view, teacher = last_layers(student.view, self.num_layers), prepared.tensors
         match = student.match[-self.num_layers :]
@@ -147,9 +143,7 @@ class LocalAlignmentPrediction(nn.Module):
             "giou": 1.0 - aligned_giou(student["boxes"], teacher["boxes"]),
         }
 
-    def _pair_weights(
-        self, is_pair: Tensor, num_objects: int, giou: Tensor, sought: Tensor, total: Tensor
-    ) -> Tensor:
+    def _pair_weights(self, is_pair: Tensor, num_objects: int, giou: Tensor, sought: Tensor, total: Tensor) -> Tensor:
         """[L', B, P] what each pair's loss is multiplied by; 0 where there is no pair."""
         kinds = torch.split(is_pair, [num_objects, is_pair.shape[-1] - num_objects], dim=-1)
         found = torch.stack([kind.sum((1, 2)) for kind in kinds])  # [2, L']
@@ -218,9 +212,7 @@ def last_layers(view: DetrView, count: int) -> DetrView:
     if count == view.num_layers:
         return view
     no_object = None if view.no_object is None else view.no_object[-count:]
-    return replace(
-        view, logits=view.logits[-count:], boxes=view.boxes[-count:], no_object=no_object, attention=None
-    )
+    return replace(view, logits=view.logits[-count:], boxes=view.boxes[-count:], no_object=no_object, attention=None)
 
 
 def _predictions(view: DetrView, rows: Tensor) -> dict[str, Tensor]:

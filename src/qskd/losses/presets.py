@@ -116,9 +116,7 @@ def option_names() -> list[str]:
     return [f"{room.name}.{option.name}" for room in rooms for option in fields(_room_type(room.name))]
 
 
-def build_terms(
-    settings: MethodSettings, *, student: DetrFacts, teacher: DetrFacts
-) -> dict[str, tuple[Term, float]]:
+def build_terms(settings: MethodSettings, *, student: DetrFacts, teacher: DetrFacts) -> dict[str, tuple[Term, float]]:
     """The terms whose weight is not 0, by name, with their weights.
 
     Raises:
@@ -170,11 +168,7 @@ def _check_needs(name: str, student: DetrFacts, teacher: DetrFacts) -> None:
 
 
 def _options(settings: Any, *, without: tuple[str, ...]) -> dict[str, Any]:
-    return {
-        option.name: getattr(settings, option.name)
-        for option in fields(settings)
-        if option.name not in without
-    }
+    return {option.name: getattr(settings, option.name) for option in fields(settings) if option.name not in without}
 
 
 def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:

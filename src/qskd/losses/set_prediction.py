@@ -164,9 +164,7 @@ class SetPredictionLoss:
         objects) of what the mean is over, None for this batch.
         """
         background = no_object.float()  # [L, B, Q]
-        evidence = torch.logaddexp(
-            logits.float().logsumexp(-1), background
-        )  # [L, B, Q] log of the normaliser
+        evidence = torch.logaddexp(logits.float().logsumexp(-1), background)  # [L, B, Q] log of the normaliser
         empty = self.no_object_weight * (evidence - background)  # [L, B, Q]
         correction = (evidence - empty).gather(2, pairs.query) - pairs.class_logits(logits)  # [L, B, N]
         total = empty.sum((1, 2)) + pairs.total(correction)  # [L]

@@ -54,9 +54,7 @@ class Term(Protocol):
     def prepare(self, lesson: Lesson) -> Prepared:
         """Teacher-side work; called under ``torch.no_grad``, outside the wrapped module."""
 
-    def __call__(
-        self, student: StudentAnswer, lesson: Lesson, prepared: Prepared, total: Tensor
-    ) -> dict[str, Tensor]:
+    def __call__(self, student: StudentAnswer, lesson: Lesson, prepared: Prepared, total: Tensor) -> dict[str, Tensor]:
         """Unweighted scalar parts by name.
 
         Args:

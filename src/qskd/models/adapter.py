@@ -122,9 +122,7 @@ class DetrAdapter(ABC):
     def num_queries(self) -> int:
         """Q, the queries whose predictions a view holds."""
         config: Any = self.model.config
-        return int(
-            config.two_stage_num_proposals if getattr(config, "two_stage", False) else config.num_queries
-        )
+        return int(config.two_stage_num_proposals if getattr(config, "two_stage", False) else config.num_queries)
 
     @property
     def id2label(self) -> dict[int, str]:

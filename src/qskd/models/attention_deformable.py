@@ -32,9 +32,7 @@ def sampling_inputs(module: nn.Module, call: dict[str, Any], first_query: int = 
     queries, position = call["hidden_states"].detach(), call.get("position_embeddings")
     if position is not None:
         queries = queries + position.detach()
-    return SamplingInputs(
-        module, queries[:, first_query:], call["reference_points"].detach()[:, first_query:]
-    )
+    return SamplingInputs(module, queries[:, first_query:], call["reference_points"].detach()[:, first_query:])
 
 
 def deformable_attention(

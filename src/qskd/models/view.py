@@ -33,8 +33,7 @@ class DetrView:
             _check("no_object", self.no_object, (layers, images, queries))
         if not len(self.memory) == len(self.is_padding) == len(self.strides):
             raise ValueError(
-                f"levels disagree: {len(self.memory)} maps, {len(self.is_padding)} masks, "
-                f"{len(self.strides)} strides"
+                f"levels disagree: {len(self.memory)} maps, {len(self.is_padding)} masks, {len(self.strides)} strides"
             )
         for level, mask in zip(self.memory, self.is_padding, strict=True):
             _check("memory", level, (images, level.shape[1], level.shape[2], level.shape[3]))

@@ -25,6 +25,7 @@ _COLOURS = (
 )  # fmt: skip  # Okabe and Ito's, told apart with any colour vision
 
 Colour = tuple[int, int, int]
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Objects:
     """What is drawn on one image."""
 
     labels: tuple[int, ...]  # class index of each
-    boxes: tuple[tuple[float, float, float, float], ...]  # xyxy, pixels of the original image
+    boxes: tuple[Box, ...]  # xyxy, pixels of the original image
     scores: tuple[float, ...] | None = None  # None: these are labels of the data
     is_sure: bool = True  # False: no score reached ``SCORE``, these are merely the best
 
@@ -62,9 +63,8 @@ def draw_objects(image: Image.Image, objects: Objects, class_names: Sequence[str
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     panel = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(panel)
-    scales = (size[0] / image.width, size[1] / image.height) * 2
-    boxes = [tuple(value * factor for value, factor in zip(box, scales, strict=True)) for box in objects.boxes]
-    boxes = [_upright(box) for box in boxes]
+    scales = (size[0] / image.width, size[1] / image.height)
+    boxes = [_upright_scaled(box, scales) for box in objects.boxes]
     for label, box in zip(objects.labels, boxes, strict=True):
         _outline(pen, box, class_colour(label), objects.is_sure)
     if len(boxes) <= _TAGGED:
@@ -127,12 +127,14 @@ def text_font(size: int) -> Any:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 
-def _upright(box: tuple[float, ...]) -> tuple[float, float, float, float]:
-    x0, y0, x1, y1 = box
+def _upright_scaled(box: Box, scales: tuple[float, float]) -> Box:
+    """The box in the panel's pixels, its corners in order."""
+    x0, x1 = box[0] * scales[0], box[2] * scales[0]
+    y0, y1 = box[1] * scales[1], box[3] * scales[1]
     return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
 
 
-def _outline(pen: ImageDraw.ImageDraw, box: tuple[float, float, float, float], colour: Colour, thick: bool) -> None:
+def _outline(pen: ImageDraw.ImageDraw, box: Box, colour: Colour, thick: bool) -> None:
     """A coloured box; a thick one has dark edges, to be seen on any ground."""
     x0, y0, x1, y1 = box
     if thick:
@@ -140,9 +142,7 @@ def _outline(pen: ImageDraw.ImageDraw, box: tuple[float, float, float, float], c
     pen.rectangle(box, outline=colour, width=3 if thick else 2)
 
 
-def _tag(
-    pen: ImageDraw.ImageDraw, box: tuple[float, float, float, float], text: str, colour: Colour, size: tuple[int, int]
-) -> None:
+def _tag(pen: ImageDraw.ImageDraw, box: Box, text: str, colour: Colour, size: tuple[int, int]) -> None:
     """The name above the box, or inside where there is no room above; always within the image."""
     font = text_font(12)
     text = _fitted(text, size[0] - 6, font)

@@ -1,15 +1,15 @@
 """The report's files: one web page that needs nothing else, Markdown, JSON."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from qskd import __version__
 from qskd.reporting import curves, tables
 from qskd.reporting.compare import Findings, teacher_title, teachers_of
 from qskd.reporting.groups import Group, finite, group_runs
@@ -66,14 +66,14 @@ def write_report(
         "charts": charts_of(runs),
         "bars": _bars(findings),
         "has_teacher": any(run.teacher is not None for run in runs),
-        "version": __version__,
+        "version": version("qskd"),
         "shown": tables.SHOWN,
     }
     environment = _environment()
     for path in (files.html, files.markdown):
         text = environment.get_template(f"{path.name}.jinja").render(facts)
         path.write_text(text, encoding="utf-8")
-    content = {"qskd": __version__, **findings.as_dict(), "runs": [_settings(run) for run in runs]}
+    content = {"qskd": version("qskd"), **findings.as_dict(), "runs": [_settings(run) for run in runs]}
     content["picture_notes"] = list(pictures.notes)
     files.json.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
     return files
@@ -90,7 +90,7 @@ class _Bar:
 
 
 def _bars(findings: Findings) -> list[_Bar]:
-    found = [
+    found: list[tuple[str, str, float | None]] = [
         (teacher_title(row.name), row.role, finite(row.metrics.get("AP")))
         for row in findings.rows
         if row.role == "teacher"
@@ -162,7 +162,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "percent": tables.percent,
         "signed": _signed,
         "sign": _sign,
@@ -175,6 +175,7 @@ def _environment() -> Environment:
         "plain": markdown_text,
         "as_yaml": _as_yaml,
     }
+    environment.filters |= filters
     return environment
 
 

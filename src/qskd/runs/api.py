@@ -41,9 +41,7 @@ def distill(**options: Any) -> RunResult:
         ConfigError: an option that does not exist.
         QskdError: bad input, found before the first step.
     """
-    pair, data, method, config = _split(
-        options, (PairOptions, DataOptions, MethodOptions, DistillationConfig)
-    )
+    pair, data, method, config = _split(options, (PairOptions, DataOptions, MethodOptions, DistillationConfig))
     return distilling.distill(pair, data, method, config)
 
 
@@ -59,7 +57,5 @@ def _split(options: dict[str, Any], kinds: Sequence[type]) -> list[Any]:
     for name in options:
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            raise ConfigError(
-                f"There is no option '{name}'." + (f" Did you mean '{near[0]}'?" if near else "")
-            )
+            raise ConfigError(f"There is no option '{name}'." + (f" Did you mean '{near[0]}'?" if near else ""))
     return [kind(**{name: value for name, value in options.items() if known[name] is kind}) for kind in kinds]

@@ -28,9 +28,7 @@ class Splits:
         return self.train.class_names
 
 
-def open_split(
-    options: DataOptions, split: str, class_names: Sequence[str] | None = None
-) -> CocoIndex | None:
+def open_split(options: DataOptions, split: str, class_names: Sequence[str] | None = None) -> CocoIndex | None:
     """One split of the data, or None for a validation split that was neither named nor found.
 
     Raises:
@@ -51,9 +49,7 @@ def open_split(
                 f"--{key}_annotations FILE with --{key}_images DIR."
             )
         annotations, images = find_split(Path(options.data), split)
-    return CocoIndex.load(
-        Path(annotations), Path(images), class_names=class_names, strict=options.strict_data
-    )
+    return CocoIndex.load(Path(annotations), Path(images), class_names=class_names, strict=options.strict_data)
 
 
 def open_splits(options: DataOptions) -> Splits:
@@ -65,9 +61,7 @@ def open_splits(options: DataOptions) -> Splits:
     return Splits(train, open_split(options, "val", train.class_names))
 
 
-def choose_size(
-    options: DataOptions, adapters: Sequence[DetrAdapter], sources: Sequence[str | None]
-) -> ImageSize:
+def choose_size(options: DataOptions, adapters: Sequence[DetrAdapter], sources: Sequence[str | None]) -> ImageSize:
     """The size images are resized to: what the options say, else what the first model's processor says.
 
     Raises:

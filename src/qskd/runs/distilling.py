@@ -24,9 +24,7 @@ from qskd.runs.training import Job, RunResult, measured_cost
 from qskd.trainer import DistillationConfig
 
 
-def distill(
-    pair: PairOptions, data: DataOptions, method: MethodOptions, config: DistillationConfig
-) -> RunResult:
+def distill(pair: PairOptions, data: DataOptions, method: MethodOptions, config: DistillationConfig) -> RunResult:
     """Train a student under a teacher, after the preflight checks.
 
     Raises:
@@ -73,9 +71,7 @@ def make_student(
     )
     is_derived = shape != StudentShape()
     if pair.student is not None and is_derived:
-        raise ConfigError(
-            "Give either --student, or --student_backbone and the like to derive one; not both."
-        )
+        raise ConfigError("Give either --student, or --student_backbone and the like to derive one; not both.")
     if pair.student is not None:
         student = building.open_model(
             pair.student, class_names, box_frame="content", trust_remote_code=pair.trust_remote_code
@@ -170,9 +166,7 @@ class Distillation(Job):
         config = self.config
         if config.max_steps > 0:
             return config.max_steps
-        return int(
-            config.num_train_epochs * max(1, images // max(1, config.train_batch_size * config.world_size))
-        )
+        return int(config.num_train_epochs * max(1, images // max(1, config.train_batch_size * config.world_size)))
 
 
 def _autocast(config: DistillationConfig) -> Any:

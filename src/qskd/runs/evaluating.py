@@ -18,9 +18,7 @@ from qskd.runs import building
 from qskd.runs.options import DataOptions, ModelOptions
 
 
-def evaluate(
-    model: ModelOptions, data: DataOptions, *, split: str = "val", batch_size: int = 8
-) -> dict[str, Any]:
+def evaluate(model: ModelOptions, data: DataOptions, *, split: str = "val", batch_size: int = 8) -> dict[str, Any]:
     """COCO metrics of a trained model on a split, its classes matched to the data's by name."""
     if model.model is None:
         raise building.missing_option("--model", "a hub id or the folder of a trained model")

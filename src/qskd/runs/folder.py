@@ -73,11 +73,7 @@ class RunFolder:
     def _refuse_other_run(self) -> None:
         if self.path.is_file():
             raise ConfigError(f"--output_dir {self.path} is a file; give a folder.")
-        taken = [
-            name
-            for name in ("config.yaml", "checkpoints", "best", "summary.json")
-            if (self.path / name).exists()
-        ]
+        taken = [name for name in ("config.yaml", "checkpoints", "best", "summary.json") if (self.path / name).exists()]
         if taken:
             raise ConfigError(
                 f"{self.path} holds another run ({', '.join(taken)}). Give another --output_dir, "

@@ -54,9 +54,7 @@ class ModelOptions:
         default="content",
         metadata={"help": "What the model's boxes are fractions of when images are padded."},
     )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run model code that a hub repository brings."}
-    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that a hub repository brings."})
 
 
 @dataclass
@@ -91,23 +89,15 @@ class PairOptions:
     student_backbone_width: float | None = field(
         default=None, metadata={"help": "Factor on the channels of the derived student's backbone."}
     )
-    student_encoder_layers: int | None = field(
-        default=None, metadata={"help": "Encoder layers of a derived student."}
-    )
-    student_decoder_layers: int | None = field(
-        default=None, metadata={"help": "Decoder layers of a derived student."}
-    )
+    student_encoder_layers: int | None = field(default=None, metadata={"help": "Encoder layers of a derived student."})
+    student_decoder_layers: int | None = field(default=None, metadata={"help": "Decoder layers of a derived student."})
     student_num_queries: int | None = field(default=None, metadata={"help": "Queries of a derived student."})
-    student_hidden_size: int | None = field(
-        default=None, metadata={"help": "Hidden size of a derived student."}
-    )
+    student_hidden_size: int | None = field(default=None, metadata={"help": "Hidden size of a derived student."})
     inherit: bool = field(
         default=True,
         metadata={"help": "Start a derived student from the teacher's weights where shapes agree."},
     )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run model code that a hub repository brings."}
-    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that a hub repository brings."})
 
 
 def _method_flags() -> list[tuple[str, Any, Any]]:

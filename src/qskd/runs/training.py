@@ -44,9 +44,7 @@ def train(model: ModelOptions, data: DataOptions, config: DistillationConfig) ->
     resume = folder.open(config.resume_from_checkpoint)
     splits = building.open_splits(data)
     if model.model is None:
-        raise building.missing_option(
-            "--model", "a hub id, a folder, or a configuration (.json) to train from scratch"
-        )
+        raise building.missing_option("--model", "a hub id, a folder, or a configuration (.json) to train from scratch")
     set_seed(config.seed)
     adapter = building.open_model(
         model.model, splits.class_names, box_frame=model.box_frame, trust_remote_code=model.trust_remote_code

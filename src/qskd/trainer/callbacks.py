@@ -29,9 +29,7 @@ class AverageCallback(TrainerCallback):
         self.average = average
         self.student = student
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the average towards the student."""
         self.average.update(self.student)
 
@@ -89,9 +87,7 @@ class Console(ProgressCallback):
         if not args.disable_tqdm and sys.stderr.isatty():
             super().on_train_begin(args, state, control, **kwargs)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the bar, where there is one."""
         if self.training_bar is not None:
             super().on_step_end(args, state, control, **kwargs)
@@ -132,11 +128,7 @@ class EarlyStopping(EarlyStoppingCallback):
 def _line(state: TrainerState, logs: dict[str, Any]) -> str:
     head = f"step {state.global_step}/{state.max_steps}"
     if "eval_AP" in logs:
-        shown = {
-            key.removeprefix("eval_"): logs[key]
-            for key in ("eval_AP", "eval_AP50", "eval_AP75")
-            if key in logs
-        }
+        shown = {key.removeprefix("eval_"): logs[key] for key in ("eval_AP", "eval_AP50", "eval_AP75") if key in logs}
         return f"{head}  " + "  ".join(f"{key} {100 * value:.1f}" for key, value in shown.items())
     if "train_runtime" in logs:
         return f"{head}  trained for {logs['train_runtime']:.0f} s, mean loss {logs.get('train_loss', math.nan):.4g}"

@@ -37,9 +37,7 @@ def load(folder: Path, module: nn.Module, average: ModelAverage | None, identity
     """
     for name in (DISTILLER, IDENTITY, *([AVERAGE] if average is not None else [])):
         if not (folder / name).is_file():
-            raise CheckpointError(
-                f"{folder} is not a complete checkpoint: {name} is missing. Resume from another one."
-            )
+            raise CheckpointError(f"{folder} is not a complete checkpoint: {name} is missing. Resume from another one.")
     saved = json.loads((folder / IDENTITY).read_text())
     for key, value in identity.items():
         if saved.get(key) != value:

@@ -119,8 +119,7 @@ def find_split(data_dir: Path, split: str) -> tuple[Path, Path]:
     data_dir = Path(data_dir)
     files = [data_dir / "annotations" / f"instances_{split}{year}.json" for year in ("", "2017")]
     folders = [
-        data_dir / folder
-        for folder in (f"images/{split}", f"images/{split}2017", split, f"{split}2017", "images")
+        data_dir / folder for folder in (f"images/{split}", f"images/{split}2017", split, f"{split}2017", "images")
     ]
     if not data_dir.is_dir():
         raise DataError(f"{data_dir} is not a folder. Give the folder that holds annotations/ and images/.")
@@ -168,9 +167,7 @@ def _read_categories(
     ids = unique(path, "category", integers(path, "categories", rows, "id")).tolist()
     by_id = dict(sorted(zip(ids, names(path, "categories", rows, "name"), strict=True)))
     if repeated := [name for name, count in Counter(by_id.values()).items() if count > 1]:
-        raise DataError(
-            f"{path}: the category name '{repeated[0]}' occurs more than once; names must differ."
-        )
+        raise DataError(f"{path}: the category name '{repeated[0]}' occurs more than once; names must differ.")
     if not by_id:
         raise DataError(f"{path}: 'categories' is empty; expected at least one category.")
     chosen = tuple(by_id.values()) if class_names is None else tuple(class_names)

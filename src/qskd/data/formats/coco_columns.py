@@ -75,9 +75,7 @@ def names(path: Path, what: str, rows: Sequence[Entry], key: str) -> list[str]:
     values = _column(path, what, rows, key)
     for at, value in enumerate(values):
         if not isinstance(value, str) or not value:
-            raise DataError(
-                f"{path}: {what}[{at}]{_named(rows[at], key)} has {key} {value!r:.80}; expected a text."
-            )
+            raise DataError(f"{path}: {what}[{at}]{_named(rows[at], key)} has {key} {value!r:.80}; expected a text.")
     return values
 
 

@@ -107,9 +107,7 @@ def read_images(path: Path, folder: Path, content: Entry, problems: Problems) ->
     sizes = np.stack([integers(path, "images", rows, key) for key in ("height", "width")], axis=1)
     if len(bad := np.flatnonzero((sizes < 1).any(axis=1))):
         height, width = sizes[bad[0]].tolist()
-        raise DataError(
-            f"{path}: image id {ids[bad[0]]} has height {height} and width {width}; expected >= 1."
-        )
+        raise DataError(f"{path}: image id {ids[bad[0]]} has height {height} and width {width}; expected >= 1.")
     file_names = tuple(names(path, "images", rows, "file_name"))
     for name, image in zip(file_names, ids.tolist(), strict=True):
         _check_inside(path, name, image)
@@ -132,9 +130,7 @@ def _check_inside(path: Path, name: str, image: int) -> None:
 def _check_exist(path: Path, folder: Path, file_names: Sequence[str]) -> None:
     """One listing per folder instead of one question per file: 100 times faster on network disks."""
     if not folder.is_dir():
-        raise DataError(
-            f"{folder} is not a folder. Give the one that the file names of {path} are relative to."
-        )
+        raise DataError(f"{folder} is not a folder. Give the one that the file names of {path} are relative to.")
     listed: dict[str, set[str]] = {}
     missing: list[str] = []
     for name in file_names:

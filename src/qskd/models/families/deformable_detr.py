@@ -127,9 +127,7 @@ def _origin(reference: Tensor) -> Tensor:
     return pad(inverse_sigmoid(reference.float()), (0, 4 - reference.shape[-1]))
 
 
-def _attention(
-    modules: list[Any], calls: list[dict[str, Any]], grid: Grid, is_padding: Tensor
-) -> AttentionReader:
+def _attention(modules: list[Any], calls: list[dict[str, Any]], grid: Grid, is_padding: Tensor) -> AttentionReader:
     layers = [sampling_inputs(module, call) for module, call in zip(modules, calls, strict=True)]
     return deformable_attention(layers, grid, is_padding)
 
