@@ -47,6 +47,7 @@ ROWS: list[Row] = [
     Row("detection loss, Conditional DETR: transformers / qskd", work.focal_loss, 5, "high", "x"),
     Row("criterion, 8 images of 30 objects: usual code / qskd", criterion.against_usual, 25, "high", "x"),
     Row("criterion, 16 images: usual code / qskd", criterion.against_usual_in_large_batches, 25, "high", "x"),
+    Row("criterion, 8 images, peak memory: usual code / qskd", criterion.memory_against_usual, 7, "high", "x"),
     Row("criterion, growth exponent, 8 to 16 images", criterion.growth_with_batch, 1.1, "low", ""),
     Row("criterion, growth exponent, 30 to 60 objects", criterion.growth_with_objects, 0.4, "low", ""),
     Row("criterion, growth exponent, 1600 to 12996 tokens", criterion.growth_with_tokens, 0.5, "low", ""),
