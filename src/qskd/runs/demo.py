@@ -11,6 +11,7 @@ from typing import Any
 
 from qskd.data.synthetic import draw_dataset
 from qskd.errors import ConfigError
+from qskd.losses.presets import resolve
 from qskd.runs import api
 from qskd.runs.comparing import Comparison, compare
 
@@ -33,18 +34,22 @@ def demo(options: DemoOptions) -> Comparison:
     """Draw, train, distil, compare.
 
     Raises:
-        ConfigError: the output folder already holds a demo.
+        ConfigError: the output folder already holds a demo, or an option cannot be.
     """
+    resolve(options.method)  # an unknown method is refused now, not after the first training
+    if options.steps < 1 or options.seed < 0:
+        raise ConfigError(f"--steps is {options.steps}, --seed {options.seed}; give at least 1 step and seed 0.")
     folder = Path(options.output_dir)
     if (folder / "distilled").exists() or (folder / "baseline").exists():
         raise ConfigError(f"{folder} holds a demo already. Remove it, or give another --output_dir.")
-    scenes = folder / "scenes"
-    if not (scenes / "annotations").is_dir():
-        draw_dataset(scenes, train=TRAIN_IMAGES, val=VAL_IMAGES, size=IMAGE_SIZE, seed=0)
+    show(f"drawing {TRAIN_IMAGES} training and {VAL_IMAGES} validation scenes of {IMAGE_SIZE} x {IMAGE_SIZE} pixels")
+    scenes = draw_scenes(folder / "scenes")
     with as_file(files("qskd") / "assets") as assets:
         student = str(assets / "demo_student.json")
         common = training_options(options, scenes)
+        show(f"baseline: the student trained plainly, {options.steps} steps")
         api.train(model=student, output_dir=str(folder / "baseline"), **common)
+        show(f"distilled: the same student, from the same weights, under a teacher ({options.method})")
         api.distill(
             teacher=str(assets / "demo_teacher"),
             student=student,
@@ -52,7 +57,20 @@ def demo(options: DemoOptions) -> Comparison:
             output_dir=str(folder / "distilled"),
             **common,
         )
+    show("comparing")
     return compare([folder / "baseline", folder / "distilled"], folder / "report")
+
+
+def draw_scenes(folder: Path) -> Path:
+    """The demo's scenes; left alone where they are complete already."""
+    if not (folder / "annotations" / "instances_val.json").is_file():  # written last
+        draw_dataset(folder, train=TRAIN_IMAGES, val=VAL_IMAGES, size=IMAGE_SIZE, seed=0)
+    return folder
+
+
+def show(line: str) -> None:
+    """What happens next, at once."""
+    print(f"[demo] {line}", flush=True)
 
 
 def training_options(options: DemoOptions, scenes: Path) -> dict[str, Any]:
