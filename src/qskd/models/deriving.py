@@ -1,6 +1,5 @@
 """A student made from its teacher: the same family, smaller, with what weights fit."""
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -24,7 +23,6 @@ from qskd.models.inheriting import InheritReport, Lineage, inherit_weights, laye
 from qskd.models.initialising import initialise_detector, thaw_backbone, unfreeze_later_stages
 from qskd.models.loading import build, config_with_classes
 
-_log = logging.getLogger(__name__)
 _GROUP_NORM = 32  # groups in Deformable DETR's projections
 
 
@@ -108,7 +106,6 @@ def derive_student(
     if is_random:
         thaw_backbone(model)
         report = replace(report, notes=(*report.notes, _random_backbone(teacher.family)))
-        _log.warning(report.notes[-1])
     else:
         unfreeze_later_stages(model)
     if shape.weights_source is not None:

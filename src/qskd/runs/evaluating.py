@@ -22,6 +22,8 @@ def evaluate(model: ModelOptions, data: DataOptions, *, split: str = "val", batc
     """COCO metrics of a trained model on a split, its classes matched to the data's by name."""
     if model.model is None:
         raise building.missing_option("--model", "a hub id or the folder of a trained model")
+    if batch_size < 1:
+        raise ConfigError(f"--batch_size is {batch_size}; give at least 1.")
     adapter = building.open_model(
         model.model, None, box_frame=model.box_frame, trust_remote_code=model.trust_remote_code
     )
@@ -41,17 +43,18 @@ def evaluate_adapter(
     batch_size: int,
     *,
     first: int | None = None,
-    progress: bool = False,
 ) -> dict[str, Any]:
-    """COCO metrics as plain values; ``first`` limits them to the first so many images."""
+    """COCO metrics as plain values; ``first`` limits them to so many images, evenly spread."""
     label_map = LabelMap.between(adapter.id2label, index.class_names)
     dataset = building.evaluation_dataset(index, size)
-    subset = Subset(dataset, range(min(first, len(dataset)))) if first is not None else dataset
+    # Evenly: files are often sorted by class or by scene.
+    chosen = range(0, len(dataset), max(1, len(dataset) // first))[:first] if first is not None else None
+    subset = Subset(dataset, chosen) if chosen is not None else dataset
     batches = DataLoader(subset, batch_size=batch_size, collate_fn=collate)
     evaluator = CocoEvaluator(index.ground_truth(), index.category_ids)
     metrics = evaluate_detector(
         adapter,
-        tqdm(batches, desc="eval", leave=False, disable=not progress),
+        tqdm(batches, desc="eval", leave=False, disable=None),
         evaluator,
         label_map=label_map,
         subset=first is not None,
