@@ -6,7 +6,7 @@ optimised and checkpointed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +19,7 @@ from qskd.losses.term import Lesson, Prepared, StudentAnswer, Term
 from qskd.models.adapter import DetrAdapter, Need, Reading
 from qskd.models.relabel import to_student_classes
 from qskd.selection.assignment import match_to_targets
-from qskd.selection.groups import GroupQuerySelection
+from qskd.selection.groups import GroupQuerySelection, matched_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +96,10 @@ class TeacherSide:
         known = torch.tensor(self.label_map.known, device=view.logits.device)
         targets, columns = _known_targets(batch.targets, known, all(self.label_map.known))
         groups = self.selection(view, targets, self.adapter.match_costs)
-        lesson = Lesson(view, groups, targets, known)
+        others = None if columns is None else batch.targets.is_object.sum(1) - targets.is_object.sum(1)
+        lesson = Lesson(view, groups, targets, known, others)
         prepared = {name: term.prepare(lesson) for name, term in self.terms.items()}
-        return Teaching(Lesson(view.without_attention(), groups, targets, known), columns, prepared)
+        return Teaching(replace(lesson, view=view.without_attention()), columns, prepared)
 
 
 class Distiller(nn.Module):
@@ -201,10 +202,12 @@ class Distiller(nn.Module):
     def _term(
         self, name: str, reading: Reading, match: Tensor, teaching: Teaching, totals: StepTotals
     ) -> dict[str, Tensor]:
+        taken = None
         if teaching.columns is not None:
+            taken = matched_object(match, reading.view.num_queries) >= 0
             match = match.gather(2, teaching.columns.expand(match.shape[0], -1, -1))  # [L, B, N']
             match = match.masked_fill(~teaching.lesson.targets.is_object, -1)
-        answer = StudentAnswer(reading.view, match)
+        answer = StudentAnswer(reading.view, match, taken)
         losses = self.terms[name](answer, teaching.lesson, teaching.prepared[name], totals.terms[name])
         return {part: loss * self.weights[name] for part, loss in losses.items()}
 

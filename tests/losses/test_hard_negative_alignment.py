@@ -119,3 +119,10 @@ def test_nothing_is_aligned_where_the_teacher_has_no_hard_negatives() -> None:
         top_up=True,
     )
     assert found.shape == (2, 2, 0)
+
+
+def test_a_query_matched_to_an_object_the_teacher_does_not_know_is_no_candidate() -> None:
+    teacher, student = hand_view([A, B, NEAR_A]), hand_view([A, B, NEARER_A, NEAR_A])
+    assert partners(student, [0, 1], teacher, [0, 1]) == {2: 3}
+    taken = torch.tensor([[[True, True, False, True]]])
+    assert partners(student, [0, 1], teacher, [0, 1], taken=taken) == {2: 2}

@@ -230,3 +230,25 @@ def test_flat_rows_point_at_their_layer_and_image() -> None:
     stack = torch.arange(2 * 3 * 5).view(2, 3, 5)  # [L, B, Q]
     query, layers = torch.tensor([[[4], [0], [2]]]), torch.tensor([1])
     assert stack.flatten()[flat_rows(query, layers, 5)].tolist() == [[[19], [20], [27]]]
+
+
+@pytest.mark.parametrize("counts", [(2, 0), (0, 0)], ids=["objects", "no objects"])
+@pytest.mark.parametrize("scope", ["group", "image"])
+@pytest.mark.parametrize(
+    "selection",
+    [GroupQuerySelection(), GroupQuerySelection(cap=None, max_hard_negatives=None), GroupQuerySelection(select="all")],
+    ids=["capped", "uncapped", "all"],
+)
+def test_room_for_all_hard_negatives_allowed_gives_the_same_loss(
+    monkeypatch: pytest.MonkeyPatch, selection: GroupQuerySelection, scope: str, counts: tuple[int, ...]
+) -> None:
+    """On a GPU nobody waits for their number: as many places are made as the selection allows."""
+    student, teacher = random_view(1), random_view(2)
+    lesson = lesson_of(teacher, random_targets(counts=counts), selection=selection)
+    options = {"scope": scope, "selection": selection}
+    exact, _ = run_term(term_for(student, **options), student, lesson)
+    monkeypatch.setattr(
+        LocalAlignmentPrediction, "_most_hard_negatives", lambda self, lesson, _: self._most_allowed(lesson)
+    )
+    roomy, _ = run_term(term_for(student, **options), student, lesson)
+    assert {k: v.item() for k, v in roomy.items()} == pytest.approx({k: v.item() for k, v in exact.items()})

@@ -12,7 +12,7 @@ from qskd.losses.class_divergence import pairwise_cross_entropy, say_for_head
 from qskd.losses.term import Lesson
 from qskd.models.view import DetrView
 from qskd.selection.assignment import assign, giou_to_objects
-from qskd.selection.groups import GroupQuerySelection, QueryGroups, Role
+from qskd.selection.groups import GroupQuerySelection, QueryGroups, Role, matched_object
 
 _CLASS_COST, _BOX_COST, _GIOU_COST = 1.0, 5.0, 2.0
 _COCO_CLASSES = 80  # the balance of the costs was found with that many binary cross-entropies
@@ -29,6 +29,7 @@ def align_hard_negatives(
     *,
     scope: Literal["group", "image"],
     top_up: bool,
+    taken: Tensor | None = None,
 ) -> Tensor:
     """The student query paired with each of the teacher's hard negatives.
 
@@ -45,7 +46,9 @@ def align_hard_negatives(
             teacher's queries [L', B, N + T], positives first.
         selection: finds the student's hard negatives.
         scope: "group" as above; "image" lets a query stand for any hard negative of the image.
-        top_up: as above.
+        top_up: as above; with scope "image" the next are those of greatest GIoU with any object.
+        taken: [L', B, Q] bool, the student's queries matched to any object, also to those that ``match`` leaves
+            out; None for exactly those in ``match``.
 
     Returns:
         [L', B, T] long, -1 where a teacher query gets no partner.
@@ -57,7 +60,9 @@ def align_hard_negatives(
     is_hard = hard["query"] >= 0  # [L', B, T]
     if is_hard.numel() == 0:
         return torch.full(is_hard.shape, -1, device=match.device)
-    place, usable = _candidates(student, match, lesson.targets, hard["owner"], is_hard, selection, scope, top_up)
+    if taken is None:
+        taken = matched_object(match, student.num_queries) >= 0
+    place, usable = _candidates(student, match, taken, lesson.targets, hard["owner"], is_hard, selection, scope, top_up)
     cost = _pair_cost(student, hard, place, lesson.known_classes)
     return assign(cost.nan_to_num(_HOPELESS, _HOPELESS, _HOPELESS).masked_fill(~usable, torch.inf), place)
 
@@ -65,6 +70,7 @@ def align_hard_negatives(
 def _candidates(
     student: DetrView,
     match: Tensor,
+    taken: Tensor,
     targets: Targets,
     owner: Tensor,
     is_hard: Tensor,
@@ -83,25 +89,25 @@ def _candidates(
         owner = torch.zeros_like(owner)
     owner = owner.clamp(min=0)  # [L', B, T]
     wanted = _count_by_owner(owner, is_hard & top_up, giou.shape[2])  # [L', B, G]
-    priority, size = _priorities(groups, giou, wanted, scope)
+    priority, size = _priorities(groups, taken, giou, wanted, scope)
     in_order = torch.arange(giou.shape[-1], device=giou.device)
     if scope == "group" and selection.most_per_object is not None:
         pool = priority.topk(min(selection.most_per_object, giou.shape[-1]), dim=-1).indices
         place = _of_owner(pool, owner)
         size = size.gather(2, owner)[..., None]
         return place, (in_order[: place.shape[-1]] < size) & is_hard[..., None]
-    order = priority.argsort(dim=-1, descending=True)
+    order = priority.argsort(dim=-1, descending=True, stable=True)
     in_pool = torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order, in_order < size[..., None])
     return None, _of_owner(in_pool, owner) & is_hard[..., None]
 
 
-def _priorities(groups: QueryGroups, giou: Tensor, wanted: Tensor, scope: str) -> tuple[Tensor, Tensor]:
+def _priorities(groups: QueryGroups, taken: Tensor, giou: Tensor, wanted: Tensor, scope: str) -> tuple[Tensor, Tensor]:
     """[L', B, G, Q] the order in which queries become candidates of an object, and [L', B, G] how many do."""
-    is_own = (groups.role == Role.HARD_NEGATIVE)[:, :, None]  # [L', B, 1, Q]
+    is_free = ~taken[:, :, None]  # [L', B, 1, Q]
+    is_own = (groups.role == Role.HARD_NEGATIVE)[:, :, None] & is_free
     if scope == "group":
         objects = torch.arange(giou.shape[2], device=giou.device)
         is_own = is_own & (groups.owner[:, :, None] == objects[:, None])  # [L', B, N, Q]
-    is_free = (groups.role != Role.POSITIVE)[:, :, None]
     size = torch.maximum(is_own.sum(-1), wanted).minimum(is_free.sum(-1))
     # GIoU lies in [-1, 1]: own hard negatives come first, then other free queries, then positives.
     return giou + 4.0 * is_own - 4.0 * ~is_free, size

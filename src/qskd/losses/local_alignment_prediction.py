@@ -107,14 +107,15 @@ class LocalAlignmentPrediction(nn.Module):
             "owner": groups.owner.flatten()[rows],
             "giou": groups.giou.flatten()[rows],
         }
-        return Prepared(tensors, self._pairs_sought(positives, is_hard, lesson.targets.is_object))
+        return Prepared(tensors, self._pairs_sought(positives, is_hard, lesson))
 
     def forward(self, student: StudentAnswer, lesson: Lesson, prepared: Prepared, total: Tensor) -> dict[str, Tensor]:
         """Parts ``lapd_class``, ``lapd_box`` and ``lapd_giou``, inner weights applied; see ``Term``."""
         view, teacher = last_layers(student.view, self.num_layers), prepared.tensors
         match = student.match[-self.num_layers :]
+        taken = None if student.taken is None else student.taken[-self.num_layers :]
         partner = align_hard_negatives(
-            view, match, lesson, teacher, self.selection, scope=self.scope, top_up=self.top_up
+            view, match, lesson, teacher, self.selection, scope=self.scope, top_up=self.top_up, taken=taken
         )
         query = torch.cat([match, partner], dim=-1)  # [L', B, P]
         is_pair = (query >= 0) & (teacher["query"] >= 0)
@@ -167,22 +168,26 @@ class LocalAlignmentPrediction(nn.Module):
 
     def _most_hard_negatives(self, lesson: Lesson, is_hard: Tensor) -> int:
         """T: the most hard negatives of a layer and image; exact on a CPU, else what the selection allows."""
-        if not is_hard.is_cuda:
-            return int(is_hard.sum(-1).max()) if is_hard.numel() else 0
-        if self.selection.select == "positives":
+        if is_hard.is_cuda:
+            return self._most_allowed(lesson)  # counting on the device would make the host wait
+        return int(is_hard.sum(-1).max()) if is_hard.numel() else 0
+
+    def _most_allowed(self, lesson: Lesson) -> int:
+        if self.selection.select == "positives" or lesson.targets.labels.shape[1] == 0:
             return 0
         limits = [lesson.view.num_queries]
         if self.selection.most_per_image is not None:
             limits.append(self.selection.most_per_image)
         if self.selection.most_per_object is not None:
             limits.append(self.selection.most_per_object * lesson.targets.labels.shape[1])
-        return min(limits)  # counting on the device would make the host wait
+        return min(limits)
 
-    def _pairs_sought(self, positives: Tensor, is_hard: Tensor, is_object: Tensor) -> Tensor:
+    def _pairs_sought(self, positives: Tensor, is_hard: Tensor, lesson: Lesson) -> Tensor:
         """[2 L'] float32 summed over images."""
         ours = self.num_student_queries
         matched = (positives >= 0).sum(-1).clamp(max=ours)  # [L', B]
-        free = ours - is_object.sum(-1).clamp(max=ours)  # [B]
+        objects = lesson.targets.is_object.sum(-1) + (0 if lesson.others is None else lesson.others)  # [B]
+        free = ours - objects.clamp(max=ours)  # [B]
         hard = torch.minimum(is_hard.sum(-1), free)
         return torch.cat([matched.sum(-1), hard.sum(-1)]).float()
 

@@ -28,6 +28,7 @@ class Lesson:
     groups: QueryGroups  # of the teacher's queries
     targets: Targets  # objects whose class the teacher knows
     known_classes: Tensor  # [C] bool, False for classes the teacher has never seen
+    others: Tensor | None = None  # [B] long, objects of other classes in each image; None where there are none
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class StudentAnswer:
 
     view: DetrView
     match: Tensor  # [L, B, N] long, query matched to each of ``lesson.targets``; -1 where there is none
+    taken: Tensor | None = None  # [L, B, Q] bool, matched to any object; None: to those of ``match`` and no others
 
 
 class Term(Protocol):
