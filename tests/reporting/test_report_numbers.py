@@ -59,6 +59,11 @@ def test_two_teachers_get_a_row_each():
     assert list(teachers_of(runs)) == ["teacher 1", "teacher 2"]
 
 
+def test_a_teacher_nobody_recognises_is_not_taken_for_a_run_of_that_name():
+    runs = [record("teacher"), record("student", kind="distill")]
+    assert list(teachers_of(runs)) == ["teacher of student"]
+
+
 def test_classes_have_teacher_means_and_gains():
     findings = compare_runs(trio())
     cat, dog = findings.classes

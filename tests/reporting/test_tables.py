@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from qskd.reporting.tables import duration, number, percent, signed_percent, text_table
+from qskd.reporting.tables import duration, number, percent, share, signed_percent, text_table
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,13 @@ def test_durations_have_the_unit_people_would_use(seconds, shown):
 
 def test_numbers_that_are_unknown_are_dashes():
     assert [number(1234.567, 2), number(None), number(math.nan)] == ["1,234.57", "-", "-"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.094, "9%"), (1.5, "150%"), (-0.001, "0%"), (-0.2, "-20%"), (None, "-"), (math.nan, "-")]
+)
+def test_parts_of_a_whole_are_whole_percentages(value, shown):
+    assert share(value) == shown
 
 
 def test_text_columns_are_aligned():

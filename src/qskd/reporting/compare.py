@@ -18,7 +18,7 @@ from qskd.reporting.groups import (
     reference_of,
 )
 from qskd.reporting.records import Role, RunRecord, TeacherRecord
-from qskd.reporting.tables import SHOWN, duration, number, percent, signed_percent, text_table
+from qskd.reporting.tables import SHOWN, duration, number, percent, share, signed_percent, text_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,9 @@ class Gain:
         how = f"{ap.n} {'paired ' if ap.paired else ''}seed{'s' if ap.n > 1 else ''}"
         text = f"{self.label}: {signed_percent(ap.mean)}{error} AP over {self.reference} ({how})"
         if self.gap_closed is not None:
-            text += f", {100 * self.gap_closed:.0f}% of the gap to the teacher closed"
+            text += f", {share(self.gap_closed)} of the gap to the teacher closed"
         if self.parameters_of_teacher is not None:
-            text += f", with {100 * self.parameters_of_teacher:.0f}% of the teacher's parameters"
+            text += f", with {share(self.parameters_of_teacher)} of the teacher's parameters"
         return f"{text}."
 
 
@@ -143,15 +143,17 @@ def compare_runs(runs: Sequence[RunRecord]) -> Findings:
 
 def teachers_of(runs: Sequence[RunRecord]) -> dict[str, TeacherRecord]:
     """The teachers of all distillations by what the report calls them."""
-    found: dict[str, TeacherRecord] = {}
+    found: dict[str, tuple[TeacherRecord, str]] = {}
     for run in runs:
         if run.teacher is not None:
-            found.setdefault(run.teacher.fingerprint, run.teacher)
+            found.setdefault(run.teacher.fingerprint, (run.teacher, run.name))
     names = {run.taught: run.name for run in runs if run.taught is not None}
-    return {
-        names.get(key) or ("teacher" if len(found) == 1 else f"teacher {position}"): teacher
-        for position, (key, teacher) in enumerate(found.items(), start=1)
-    }
+    taken = {run.name for run in runs}
+    titles: dict[str, TeacherRecord] = {}
+    for position, (key, (teacher, pupil)) in enumerate(found.items(), start=1):
+        plain = "teacher" if len(found) == 1 else f"teacher {position}"
+        titles[names.get(key) or (f"{plain} of {pupil}" if plain in taken else plain)] = teacher
+    return titles
 
 
 def teacher_title(name: str) -> str:
@@ -262,7 +264,7 @@ def _cells(row: Row) -> list[str]:
         "-" if row.seed is None else str(row.seed),
         *(percent(row.metrics.get(name)) for name in SHOWN),
         signed_percent(row.difference),
-        "-" if row.gap_closed is None else f"{100 * row.gap_closed:.0f}%",
+        share(row.gap_closed),
         "-" if row.parameters is None else number(row.parameters / 1e6, 2),
         number(row.gflops, 2),
         number(row.latency_ms),

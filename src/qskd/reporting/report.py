@@ -169,7 +169,7 @@ def _environment() -> Environment:
         "number": tables.number,
         "duration": tables.duration,
         "millions": lambda value: "-" if value is None else tables.number(value / 1e6, 2),
-        "share": lambda value: "-" if value is None else f"{100 * value:.0f}%",
+        "share": tables.share,
         "short": lambda name: name.removeprefix("AP_") if name.startswith("AP_") else name,
         "drawing": Markup,  # SVG made here, without any name in it
         "plain": markdown_text,

@@ -19,6 +19,11 @@ def signed_percent(value: float | None) -> str:
     return shown if shown.startswith("-") else f"+{shown}"
 
 
+def share(value: float | None) -> str:
+    """A part of a whole in percent, without decimals and without a minus before 0; a dash where it is undefined."""
+    return "-" if value is None or value != value else f"{round(100 * value) + 0:d}%"
+
+
 def number(value: float | None, digits: int = 1) -> str:
     """A number with that many decimals; a dash where there is none."""
     return "-" if value is None or value != value else f"{value:,.{digits}f}"
