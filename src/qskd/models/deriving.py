@@ -20,7 +20,7 @@ from qskd.models.backbones import (
     scaled,
 )
 from qskd.models.inheriting import InheritReport, Lineage, inherit_weights, layer_choice, nothing_inherited
-from qskd.models.initialising import initialise_detector, thaw_backbone, unfreeze_later_stages
+from qskd.models.initialising import initialise_detector, thaw_backbone, train_backbone
 from qskd.models.loading import build, config_with_classes
 
 _GROUP_NORM = 32  # groups in Deformable DETR's projections
@@ -107,7 +107,7 @@ def derive_student(
         thaw_backbone(model)
         report = replace(report, notes=(*report.notes, _random_backbone(teacher.family)))
     else:
-        unfreeze_later_stages(model)
+        train_backbone(model)
     if shape.weights_source is not None:
         load_backbone_weights(model, shape.weights_source)
         report = replace(report, notes=(*report.notes, f"Backbone: pretrained weights of {shape.weights_source}."))

@@ -131,12 +131,10 @@ def _trainable(frozen: nn.Module) -> TrainableBatchNorm2d:
     return norm.train(frozen.training)
 
 
-def unfreeze_later_stages(model: nn.Module) -> None:
-    """Train all but the stem and the first stage of a pretrained Hugging Face ResNet, as DETR's code does.
+def train_backbone(model: nn.Module) -> None:
+    """Train every parameter of a pretrained backbone; its frozen batch norms keep their statistics.
 
-    Hugging Face means to, but looks for ``stage.1`` where its ResNet says ``stages.1``: all of it is frozen.
+    Hugging Face freezes more or less of it, as a model was built from a configuration or loaded and as its ResNet
+    is named. DETR's own code leaves the stem and the first stage alone.
     """
-    backbone = backbone_of(model)
-    for name, parameter in backbone.named_parameters():
-        if re.search(r"\bstages\.[1-9]\d*\.", name):
-            parameter.requires_grad_(True)
+    backbone_of(model).requires_grad_(True)

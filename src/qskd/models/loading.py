@@ -17,7 +17,7 @@ from qskd.errors import CheckpointError, ConfigError
 from qskd.models.adapter import DetrAdapter
 from qskd.models.classes import change_classes
 from qskd.models.families import adapter_class
-from qskd.models.initialising import initialise_detector, thaw_backbone, unfreeze_later_stages
+from qskd.models.initialising import initialise_detector, thaw_backbone, train_backbone
 from qskd.models.processors import default_pixel_norm, pixel_norm_of
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def load_model(
     except (OSError, RuntimeError, ImportError, ValueError) as error:
         raise _unloadable(source, error) from error
     _check_complete(source, info)
-    unfreeze_later_stages(model)
+    train_backbone(model)
     return family(model, pixel_norm=pixel_norm_of(source, config.model_type), box_frame=box_frame)
 
 
