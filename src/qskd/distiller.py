@@ -32,6 +32,7 @@ class StepTotals:
 
     num_boxes: float  # objects, at least 1
     num_images: float
+    num_pairs: float  # objects that find a query: of an image with more objects than queries, as many as queries
     terms: Mapping[str, Tensor]  # each term's ``amount`` [A]
 
     @classmethod
@@ -39,21 +40,31 @@ class StepTotals:
         cls,
         batches: Sequence[Batch],
         prepared: Sequence[Mapping[str, Prepared]],
+        *,
+        num_queries: int,
         accelerator: Accelerator | None = None,
     ) -> "StepTotals":
-        """Totals of a step's micro-batches; one reduction over processes where there are several."""
-        boxes = float(sum(batch.targets.total for batch in batches))
-        images = float(sum(len(batch) for batch in batches))
+        """Totals of a step's micro-batches; one reduction over processes where there are several.
+
+        Args:
+            batches: the micro-batches.
+            prepared: what the terms prepared for each of them; empty without a teacher.
+            num_queries: Q of the student.
+            accelerator: knows the other processes.
+        """
+        counts = [count for batch in batches for count in batch.targets.counts]
+        boxes, images = float(sum(counts)), float(len(counts))
+        pairs = float(sum(min(count, num_queries) for count in counts))
         names = list(prepared[0]) if prepared else []
         amounts = [torch.stack([made[name].amount for made in prepared]).sum(0) for name in names]
         world = accelerator.num_processes if accelerator is not None else 1
         if accelerator is not None and world > 1:
-            flat = torch.cat([torch.tensor([boxes, images], device=accelerator.device), *amounts])
+            flat = torch.cat([torch.tensor([boxes, images, pairs], device=accelerator.device), *amounts])
             flat = accelerator.reduce(flat, reduction="sum")
-            boxes, images = flat[:2].tolist()
+            boxes, images, pairs = flat[:3].tolist()
             ends = torch.tensor([len(amount) for amount in amounts]).cumsum(0).tolist()
-            amounts = list((flat[2:] / world).tensor_split(ends[:-1])) if amounts else []
-        return cls(max(boxes, 1.0) / world, images / world, dict(zip(names, amounts, strict=True)))
+            amounts = list((flat[3:] / world).tensor_split(ends[:-1])) if amounts else []
+        return cls(max(boxes, 1.0) / world, images / world, pairs / world, dict(zip(names, amounts, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +170,13 @@ class Distiller(nn.Module):
             parts |= distilled
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
 
+    def totals(
+        self, batches: Sequence[Batch], teachings: Sequence[Teaching | None], accelerator: Accelerator | None = None
+    ) -> StepTotals:
+        """The normalisers of an optimiser step with these micro-batches; see ``StepTotals.of``."""
+        prepared = [teaching.prepared for teaching in teachings if teaching is not None]
+        return StepTotals.of(batches, prepared, num_queries=self.adapter.num_queries, accelerator=accelerator)
+
     def one_term(self, batch: Batch, totals: StepTotals, teaching: Teaching, name: str) -> Tensor:
         """The weighted loss of one distillation term alone, with its graph."""
         reading = self.adapter.read(batch)
@@ -181,7 +199,7 @@ class Distiller(nn.Module):
                 match,
                 totals.num_boxes,
                 reading.proposals,
-                num_images=totals.num_images,
+                step=(totals.num_images, totals.num_pairs),
             )
             total, scale = _sum(parts), self.detection_weight
         else:

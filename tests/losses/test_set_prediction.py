@@ -153,20 +153,23 @@ def test_softmax_class_loss_of_one_matched_and_one_free_query_worked_by_hand():
     assert parts["loss_giou"].item() == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("counts", [(3, 0, 2, 1), (QUERIES + 2, 0, 2, 1), (0, 0, 0, 0)], ids=["few", "many", "none"])
 @pytest.mark.parametrize("family", ["detr", "deformable_detr"])
-def test_micro_batches_add_up_to_the_whole_step(family):
+def test_micro_batches_add_up_to_the_whole_step(family, counts):
     config = config_of(family)
     criterion = SetPredictionLoss.from_config(config)
-    targets = random_targets((3, 0, 2, 1))
+    targets, num_boxes = random_targets(counts), max(sum(counts), 1)
     logits, boxes = random_predictions(4, CLASSES + (criterion.kind == "softmax"))
     match = match_by_transformers(config, logits, boxes, targets)
-    whole = criterion(view_of(logits, boxes, criterion.kind), targets, match, 6.0)
+    whole = criterion(view_of(logits, boxes, criterion.kind), targets, match, num_boxes)
     summed = dict.fromkeys(whole, 0.0)
     for start in (0, 2):
         rows = slice(start, start + 2)
         piece = Targets(targets.labels[rows], targets.boxes[rows], targets.is_object[rows], targets.counts[rows])
         view = view_of(logits[:, rows], boxes[:, rows], criterion.kind)
-        parts = criterion(view, piece, match[:, rows], 6.0, num_images=4)
+        parts = criterion(
+            view, piece, match[:, rows], num_boxes, step=(4, sum(min(count, QUERIES) for count in counts))
+        )
         summed = {name: summed[name] + parts[name].item() for name in summed}
     assert summed == pytest.approx({name: part.item() for name, part in whole.items()}, rel=1e-5)
 

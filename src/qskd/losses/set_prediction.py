@@ -92,7 +92,7 @@ class SetPredictionLoss:
         num_boxes: float | Tensor,
         proposals: Proposals | None = None,
         *,
-        num_images: float | Tensor | None = None,
+        step: tuple[float, float] | None = None,
     ) -> dict[str, Tensor]:
         """Weighted scalar parts, each summed over layers; their sum is the loss.
 
@@ -104,18 +104,19 @@ class SetPredictionLoss:
                 the whole optimiser step divided by the number of processes.
             proposals: first-stage predictions of a two-stage model, trained to find objects whatever their
                 class (all labels 0), with a matching of their own.
-            num_images: images of the optimiser step divided by the number of processes; "softmax" then takes
-                its mean over the step, so that micro-batches add up; None takes it over this batch.
+            step: images and matched queries of the optimiser step, each divided by the number of processes;
+                "softmax" then takes its mean over the step, so that micro-batches add up; None takes it over
+                this batch.
 
         Returns:
             ``loss_class``, ``loss_box``, ``loss_giou``; with proposals also ``proposal_class``,
             ``proposal_box``, ``proposal_giou``. Each carries gradient also when there is no object at all.
         """
-        losses = self._parts("loss", view, targets, match, num_boxes, num_images)
+        losses = self._parts("loss", view, targets, match, num_boxes, step)
         if proposals is not None:
             stage, objects = _proposal_view(proposals), _without_classes(targets)
             stage_match = match_to_targets(stage, objects, self.costs)
-            losses |= self._parts("proposal", stage, objects, stage_match, num_boxes, num_images)
+            losses |= self._parts("proposal", stage, objects, stage_match, num_boxes, step)
         return losses
 
     def _parts(
@@ -125,14 +126,13 @@ class SetPredictionLoss:
         targets: Targets,
         match: Tensor,
         num_boxes: float | Tensor,
-        num_images: float | Tensor | None,
+        step: tuple[float, float] | None,
     ) -> dict[str, Tensor]:
         pairs = _Pairs(match.clamp(min=0), match >= 0, targets.labels)
         with torch.autocast(view.logits.device.type, enabled=False):
             if view.no_object is None:
                 class_loss = self._focal(view.logits, pairs) / num_boxes
             else:
-                step = None if num_images is None else (num_images, num_boxes)
                 class_loss = self._cross_entropy(view.logits, view.no_object, pairs, step)
             box_loss, giou_loss = _box_losses(view.boxes, targets.boxes, pairs)
         return {
@@ -156,12 +156,12 @@ class SetPredictionLoss:
         logits: Tensor,
         no_object: Tensor,
         pairs: "_Pairs",
-        step: tuple[float | Tensor, float | Tensor] | None,
+        step: tuple[float, float] | None,
     ) -> Tensor:
         """Weighted mean cross-entropy of each layer's queries, summed over layers.
 
         Every query counts as one without object; the pairs, few, are then corrected. ``step`` is (images,
-        objects) of what the mean is over, None for this batch.
+        matched queries) of what the mean is over, None for this batch.
         """
         background = no_object.float()  # [L, B, Q]
         evidence = torch.logaddexp(logits.float().logsumexp(-1), background)  # [L, B, Q] log of the normaliser
