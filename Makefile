@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
 
-.PHONY: demo test test-all check docs format clean
+.PHONY: demo test check docs format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/qskd demo --output_dir runs/demo

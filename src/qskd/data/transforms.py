@@ -83,7 +83,7 @@ class Augmentation:
 
     flip: float = 0.5  # mirrored left to right
     crop: float = 0.5  # a part of the image with at least one object's centre
-    zoom_out: float = 0.2  # the whole image, smaller, on grey; never together with crop
+    zoom_out: float = 0.0  # the whole image, smaller, on grey; never together with crop
     photometric: float = 0.5  # brightness, contrast, saturation and hue
     crop_area: float = 0.3  # the smallest part of the image's area that a crop keeps
     zoom_out_side: float = 0.5  # the smallest part of the output's side that a zoomed-out image fills
