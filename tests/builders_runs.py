@@ -1,5 +1,6 @@
 """Tiny saved models for whole runs on the drawn scenes (64 px)."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,3 +60,26 @@ def tiny_run(folder: Path, scenes: Path, **options: Any) -> dict[str, Any]:
         "use_cpu": True,
         "disable_tqdm": True,
     } | options
+
+
+def entries_of(folder: Path, key: str = "loss") -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl that hold a key."""
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [entry for entry in entries if key in entry]
+
+
+def edited(scenes: Path, folder: Path, change: Callable[[dict[str, Any]], Any], *splits: str) -> Path:
+    """The scenes with the annotation files of some splits changed; the images are the same files."""
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "images").symlink_to(scenes / "images")
+    for split in ("train", "val"):
+        content = json.loads((scenes / "annotations" / f"instances_{split}.json").read_text())
+        if split in splits:
+            change(content)
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+def without_objects(content: dict[str, Any]) -> None:
+    """For ``edited``: no image holds anything."""
+    content["annotations"] = []

@@ -58,8 +58,8 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         """Keep only the entries up to the step that training starts from."""
         if state.is_world_process_zero and self.path.is_file():
-            entries = [json.loads(line) for line in self.path.read_text().splitlines() if line.strip()]
-            kept = [entry for entry in entries if entry.get("step", 0) <= state.global_step]
+            entries = [_entry(line) for line in self.path.read_text().splitlines()]
+            kept = [entry for entry in entries if entry and not _comes_again(entry, args, state)]
             self.path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
 
     def on_log(
@@ -122,7 +122,26 @@ class EarlyStopping(EarlyStoppingCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Skip the base class's demand to reload the best model."""
+        """Go on counting where a checkpoint says, without the base class's demand to reload the best model."""
+        saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        self.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
+
+
+def _entry(line: str) -> dict[str, Any]:
+    """An entry of the log; empty where a crash cut the line off."""
+    try:
+        content = json.loads(line)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _comes_again(entry: dict[str, Any], args: TrainingArguments, state: TrainerState) -> bool:
+    """Whether a run that starts from this state will log the entry itself."""
+    step = entry.get("step", 0)
+    if step == state.global_step and args.eval_on_start and "eval_AP50" in entry:
+        return True
+    return step > state.global_step or "train_runtime" in entry
 
 
 def _line(state: TrainerState, logs: dict[str, Any]) -> str:
@@ -130,6 +149,8 @@ def _line(state: TrainerState, logs: dict[str, Any]) -> str:
     if "eval_AP" in logs:
         shown = {key.removeprefix("eval_"): logs[key] for key in ("eval_AP", "eval_AP50", "eval_AP75") if key in logs}
         return f"{head}  " + "  ".join(f"{key} {100 * value:.1f}" for key, value in shown.items())
+    if any(key.startswith("eval_") for key in logs):
+        return f"{head}  no AP: no validation image holds an object"
     if "train_runtime" in logs:
         return f"{head}  trained for {logs['train_runtime']:.0f} s, mean loss {logs.get('train_loss', math.nan):.4g}"
     return f"{head}  " + "  ".join(f"{key} {_short(value)}" for key, value in _grouped(logs).items())

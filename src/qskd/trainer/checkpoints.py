@@ -51,11 +51,17 @@ def load(folder: Path, module: nn.Module, average: ModelAverage | None, identity
         average.updates = int(saved["average_updates"])
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest complete ``checkpoint-<step>`` below ``folder``; the trainer's state is written last."""
+def latest(folder: Path, before: int | None = None) -> Path | None:
+    """The newest complete ``checkpoint-<step>`` below ``folder``; the trainer's state is written last.
+
+    Args:
+        folder: need not exist.
+        before: only checkpoints of earlier steps than this one.
+    """
     steps = [
         (int(path.name.rsplit("-", 1)[1]), path)
         for path in folder.glob("checkpoint-*")
         if path.name.rsplit("-", 1)[1].isdigit() and (path / "trainer_state.json").is_file()
     ]
-    return max(steps)[1] if steps else None
+    earlier = [(step, path) for step, path in steps if before is None or step < before]
+    return max(earlier)[1] if earlier else None

@@ -1,11 +1,33 @@
 """Settings of a training run: ``TrainingArguments`` with the defaults of detection, and what qskd adds."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from qskd.errors import ConfigError
+from qskd.evaluation.coco_map import CocoMetrics
+
+_LEAST: dict[str, float] = {
+    "backbone_lr_scale": 0.0,
+    "detection_weight": 0.0,
+    "distillation_warmup_steps": 0,
+    "early_stopping_patience": 0,
+    "gradient_accumulation_steps": 1,
+    "per_device_eval_batch_size": 1,
+    "per_device_train_batch_size": 1,
+    "seed": 0,
+}
+
+_LESS_MEMORY = "is not supported; for less memory try a smaller batch with gradient_accumulation_steps, or bf16."
+_REFUSED = {
+    "activation_checkpointing": _LESS_MEMORY,  # the newer name of the same
+    "auto_find_batch_size": "changes the run behind your back; set per_device_train_batch_size.",
+    "gradient_checkpointing": _LESS_MEMORY,
+    "load_best_model_at_end": "is not needed: the best weights are always in <output_dir>/best. Leave it out.",
+}
+_METRICS = tuple(entry.name for entry in fields(CocoMetrics) if entry.name.startswith("A"))
 
 
 @dataclass
@@ -50,6 +72,9 @@ class DistillationConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        # As asked for, before anything below or in the base class settles it; a second instance to compare with
+        # would reset accelerate's state.
+        self.given: dict[str, Any] = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.init}
         # `Batch` carries everything at once; nothing of it matches a forward signature.
         self.remove_unused_columns = False
         self.label_names: list[str] | None = []
@@ -61,13 +86,19 @@ class DistillationConfig(TrainingArguments):
         super().__post_init__()
         if self.device.type != "cuda":
             self.dataloader_pin_memory = False
+        # One process uses one device: nn.DataParallel cannot split a Batch. `torchrun` uses them all.
+        self._n_gpu: int = min(int(self.n_gpu), 1)
 
     def _refuse_what_cannot_work(self) -> None:
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give at least {least}.")
+        for name, reason in _REFUSED.items():
+            if getattr(self, name, False):
+                raise ConfigError(f"{name} {reason}")
+        if self.early_stopping_patience and getattr(self.eval_strategy, "value", self.eval_strategy) == "no":
+            raise ConfigError("early_stopping_patience needs evaluations; set eval_strategy to steps or epoch.")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ConfigError(f"ema_decay is {self.ema_decay}; it must lie in [0, 1), 0 switches the average off.")
-        if self.load_best_model_at_end:
-            raise ConfigError(
-                "load_best_model_at_end is not needed: the best weights are always in <output_dir>/best. Leave it out."
-            )
-        if self.auto_find_batch_size:
-            raise ConfigError("auto_find_batch_size changes the run behind your back; set per_device_train_batch_size.")
+        if str(self.metric_for_best_model).removeprefix("eval_") not in _METRICS:
+            raise ConfigError(f"metric_for_best_model is '{self.metric_for_best_model}'; give {', '.join(_METRICS)}.")

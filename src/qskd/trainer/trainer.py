@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast, gather_object
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -46,8 +47,6 @@ class DistillationTrainer(Trainer):
         save_student: writes an adapter's model as a plain ``from_pretrained`` folder.
     """
 
-    # The distiller divides by what the whole step holds, over micro-batches and processes.
-    loss_is_scaled_for_ga = True
     optimizer: Any
     control: Any
 
@@ -71,6 +70,9 @@ class DistillationTrainer(Trainer):
             eval_dataset=eval_dataset,
             data_collator=collate,
         )
+        # The distiller divides by what the whole step holds, over micro-batches and processes; with a number of
+        # items from `get_batch_samples`, this keeps the base class from dividing once more.
+        self.model_accepts_loss_kwargs = True
         self.distiller = distiller
         self.teacher = teacher
         if teacher is not None:
@@ -99,17 +101,16 @@ class DistillationTrainer(Trainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
-    ) -> tuple[list[StepInput], None]:
+    ) -> tuple[list[StepInput], int]:
         """Fetch one optimiser step's micro-batches, let the teacher see all of them, and sum the normalisers."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         batches = [batch.to(device, non_blocking=True) for batch in batches]
         with self.accelerator.autocast():
             teachings = [self.teacher.teach(batch) if self.teacher else None for batch in batches]
-        prepared = [teaching.prepared for teaching in teachings if teaching is not None]
-        totals = StepTotals.of(batches, prepared, self.accelerator)
+        totals = self.distiller.totals(batches, teachings, self.accelerator)
         inputs = [StepInput(*pair, totals) for pair in zip(batches, teachings, strict=True)]
         self._steps_in_sums += 1
-        return inputs, None
+        return inputs, 1
 
     def _prepare_inputs(self, inputs: StepInput) -> StepInput:
         """Nothing to do: ``get_batch_samples`` has moved everything already."""
@@ -126,7 +127,7 @@ class DistillationTrainer(Trainer):
         parts = model(inputs.batch, inputs.totals, inputs.teaching, warmup=self._warmup())
         loss = parts["loss"]
         if not bool(torch.isfinite(loss)):
-            self._stop(inputs, {name: float(part) for name, part in parts.items()})
+            self._stop(inputs, {name: float(part.detach()) for name, part in parts.items()})
         for name, part in parts.items():
             if name != "loss":
                 self._part_sums[name] = self._part_sums.get(name, 0.0) + part.detach()
@@ -136,9 +137,9 @@ class DistillationTrainer(Trainer):
         steps = self.args.distillation_warmup_steps
         return min(1.0, (self.state.global_step + 1) / steps) if steps > 0 else 1.0
 
-    def _clip_grad_norm(self, model: nn.Module) -> Any:
-        """Clip as usual, and stop on gradients that are not finite (a loss scaler handles its own)."""
-        norm = super()._clip_grad_norm(model)
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """As usual, clipped or not, and stop on gradients that are not finite (a loss scaler handles its own)."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None and self.accelerator.scaler is None and not bool(torch.isfinite(torch.as_tensor(norm))):
             raise NonFiniteLoss(
                 f"The gradient norm at step {self.state.global_step + 1} is {float(norm)}, though the loss was finite. "
@@ -169,8 +170,9 @@ class DistillationTrainer(Trainer):
         )
 
     def _advice(self) -> str:
-        last = checkpoints.latest(self.run_folder / "checkpoints")
-        kept = f"The last good checkpoint is {last}." if last else "No checkpoint had been written yet."
+        # A checkpoint of this very step holds the weights that led here.
+        last = checkpoints.latest(self.run_folder / "checkpoints", before=self.state.global_step)
+        kept = f"The last good checkpoint is {last}." if last else "No good checkpoint had been written yet."
         return f"{kept} Try a lower --learning_rate, a longer --warmup_steps, or float32 instead of mixed precision."
 
     def floating_point_ops(self, inputs: StepInput) -> int:
@@ -204,12 +206,18 @@ class DistillationTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean of every loss part since the last entry."""
         if "loss" in logs and self._part_sums:
-            names = sorted(self._part_sums)
-            means = torch.stack([self._part_sums[name].float() for name in names]) / max(self._steps_in_sums, 1)
-            means = self.accelerator.reduce(means, reduction="mean")
-            logs |= dict(zip(names, means.tolist(), strict=True))
+            logs |= self._mean_parts()
             self._part_sums, self._steps_in_sums = {}, 0
         super().log(logs, start_time)
+
+    def _mean_parts(self) -> dict[str, float]:
+        """Mean of every part over steps and processes; a process lacks parts where its images held no object."""
+        names = sorted(self._part_sums)
+        means = torch.stack([self._part_sums[name].float() for name in names]) / max(self._steps_in_sums, 1)
+        every = gather_object([dict(zip(names, means.tolist(), strict=True))])
+        return {
+            name: sum(process.get(name, 0.0) for process in every) / len(every) for name in sorted(set().union(*every))
+        }
 
     # ---- evaluation --------------------------------------------------------------------------------------
 
@@ -227,6 +235,7 @@ class DistillationTrainer(Trainer):
     ) -> dict[str, float]:
         """COCO metrics of the moving average; only detections are kept in memory."""
         dataset = eval_dataset or self.eval_dataset
+        self._share_buffers()
         evaluator = CocoEvaluator(dataset.index.ground_truth(), dataset.index.category_ids)
         with self.accelerator.autocast():
             result = evaluate_detector(
@@ -235,12 +244,21 @@ class DistillationTrainer(Trainer):
         metrics = {
             f"{metric_key_prefix}_{name}": value for name, value in result.as_dict().items() if name != "per_class"
         }
-        self.log(metrics)
+        self.log({name: value for name, value in metrics.items() if value is not None})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _share_buffers(self) -> None:
+        """One process's batch-norm statistics for all: each has seen other images, and the first one is saved."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.evaluated.model.buffers():
+                broadcast(buffer, from_process=0)
+
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Keep the weights of a new best AP as ``best/``."""
+        """Keep the weights of a new best AP as ``best/``; where no image holds an object, there is none."""
+        name = str(self.args.metric_for_best_model).removeprefix("eval_")
+        if metrics.get(f"eval_{name}", 0.0) is None:
+            return False
         is_best = bool(super()._determine_best_metric(metrics, trial))
         if is_best:
             self.keep("best")
@@ -266,6 +284,11 @@ class DistillationTrainer(Trainer):
         """Write student, projections and average, not the teacher."""
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
+            if not all(bool(tensor.isfinite().all()) for tensor in self.distiller.state_dict().values()):
+                raise NonFiniteLoss(
+                    f"The weights after step {self.state.global_step} are not finite; they are not saved. "
+                    f"{self._advice()}"
+                )
             checkpoints.save(folder, self.distiller, self.average, self.identity)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -1,0 +1,101 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from qskd.errors import CheckpointError
+from qskd.trainer import checkpoints
+from qskd.trainer.ema import ModelAverage
+
+IDENTITY = {"teacher": "abc", "classes": ["cat", "dog"], "method": "qskd"}
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, as detection heads that decoder layers share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.second = nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+        self.norm = nn.BatchNorm1d(3)
+
+
+def moved(decay: float = 0.9) -> tuple[Tied, ModelAverage]:
+    net = Tied()
+    average = ModelAverage(net, decay)
+    for _ in range(3):
+        net.norm(torch.rand(4, 3))
+        with torch.no_grad():
+            net.first.weight.add_(1.0)
+        average.update(net)
+    return net, average
+
+
+def test_everything_saved_comes_back(tmp_path):
+    net, average = moved()
+    checkpoints.save(tmp_path, net, average, IDENTITY)
+    other = Tied()
+    other_average = ModelAverage(other, 0.9)
+    checkpoints.load(tmp_path, other, other_average, IDENTITY)
+    for one, two in ((net, other), (average.model, other_average.model)):
+        for name, tensor in one.state_dict().items():
+            assert torch.equal(tensor, two.state_dict()[name]), name
+    assert other_average.updates == 3
+    assert other.second.weight is other.first.weight
+
+
+def test_a_checkpoint_without_an_average_is_read_without_one(tmp_path):
+    net, _ = moved()
+    checkpoints.save(tmp_path, net, None, IDENTITY)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["distiller.safetensors", "identity.json"]
+    checkpoints.load(tmp_path, Tied(), None, IDENTITY)
+
+
+@pytest.mark.parametrize("name", ["distiller.safetensors", "average.safetensors", "identity.json"])
+def test_an_incomplete_checkpoint_says_what_is_missing(tmp_path, name):
+    net, average = moved()
+    checkpoints.save(tmp_path, net, average, IDENTITY)
+    (tmp_path / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{name} is missing"):
+        checkpoints.load(tmp_path, net, average, IDENTITY)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("teacher", "xyz"), ("classes", ["dog", "cat"]), ("method", "none"), ("new", 1)]
+)
+def test_another_runs_checkpoint_is_refused_before_anything_is_loaded(tmp_path, key, value):
+    net, average = moved()
+    checkpoints.save(tmp_path, net, average, IDENTITY)
+    other = Tied()
+    before = other.first.weight.clone()
+    with pytest.raises(CheckpointError, match="belongs to another run") as caught:
+        checkpoints.load(tmp_path, other, ModelAverage(other, 0.9), IDENTITY | {key: value})
+    assert f"its {key} is {IDENTITY.get(key)!r}, this run's is {value!r}" in str(caught.value)
+    assert torch.equal(other.first.weight, before)
+
+
+def test_the_identity_is_readable(tmp_path):
+    net, average = moved()
+    checkpoints.save(tmp_path, net, average, IDENTITY)
+    assert json.loads((tmp_path / "identity.json").read_text()) == IDENTITY | {"average_updates": 3}
+    assert load_file(tmp_path / "average.safetensors").keys() == load_file(tmp_path / "distiller.safetensors").keys()
+
+
+def write(folder, *steps, complete=True):
+    for step in steps:
+        (folder / f"checkpoint-{step}").mkdir(parents=True)
+        if complete:
+            (folder / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+
+
+def test_the_latest_checkpoint_is_the_complete_one_of_the_greatest_step(tmp_path):
+    write(tmp_path, 9, 10, 100, "best")
+    write(tmp_path, 101, complete=False)
+    (tmp_path / "checkpoint-102").write_text("a file")
+    assert checkpoints.latest(tmp_path) == tmp_path / "checkpoint-100"
+    assert checkpoints.latest(tmp_path, before=100) == tmp_path / "checkpoint-10"
+    assert checkpoints.latest(tmp_path, before=9) is None
+    assert checkpoints.latest(tmp_path / "nowhere") is None

@@ -1,0 +1,72 @@
+from dataclasses import fields
+
+import pytest
+from transformers import TrainingArguments
+
+from qskd.errors import ConfigError
+from qskd.trainer import DistillationConfig
+
+
+def config(folder, **options):
+    return DistillationConfig(output_dir=str(folder), use_cpu=True, **options)
+
+
+def test_every_training_argument_keeps_its_name(tmp_path):
+    ours = {field.name for field in fields(DistillationConfig)}
+    assert {field.name for field in fields(TrainingArguments)} <= ours
+    added = ours - {field.name for field in fields(TrainingArguments)}
+    assert added == {
+        "backbone_lr_scale",
+        "detection_weight",
+        "distillation_warmup_steps",
+        "early_stopping_patience",
+        "ema_decay",
+    }
+
+
+def test_what_detection_needs_is_set_whatever_was_asked(tmp_path):
+    made = config(tmp_path, remove_unused_columns=True, logging_nan_inf_filter=True, greater_is_better=False)
+    assert not made.remove_unused_columns
+    assert not made.logging_nan_inf_filter
+    assert made.greater_is_better
+    assert made.metric_for_best_model == "eval_AP"
+    assert not made.dataloader_pin_memory
+
+
+def test_the_best_model_may_be_chosen_by_another_number(tmp_path):
+    for name in ("AP50", "eval_AP_small", "AR100"):
+        assert config(tmp_path, metric_for_best_model=name).metric_for_best_model == name
+
+
+def test_what_was_asked_for_is_remembered_as_it_was(tmp_path):
+    made = config(tmp_path, learning_rate=3e-4, eval_strategy="steps", eval_steps=5, lr_scheduler_kwargs={"a": 1})
+    assert made.given["learning_rate"] == 3e-4
+    assert made.given["eval_strategy"] == "steps"
+    assert made.given["lr_scheduler_kwargs"] == {"a": 1}
+    assert made.given["metric_for_best_model"] is None  # though it has become eval_AP
+    assert made.given["remove_unused_columns"] is True  # though it has become False
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"ema_decay": 1.0}, "ema_decay is 1.0; it must lie in"),
+        ({"ema_decay": -0.1}, "ema_decay is -0.1"),
+        ({"load_best_model_at_end": True}, "<output_dir>/best"),
+        ({"auto_find_batch_size": True}, "set per_device_train_batch_size"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size is 0; give at least 1"),
+        ({"per_device_eval_batch_size": -2}, "per_device_eval_batch_size is -2"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
+        ({"backbone_lr_scale": -1.0}, "backbone_lr_scale is -1.0"),
+        ({"detection_weight": -1.0}, "detection_weight is -1.0"),
+        ({"distillation_warmup_steps": -1}, "distillation_warmup_steps is -1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"gradient_checkpointing": True}, "gradient_checkpointing is not supported"),
+        ({"metric_for_best_model": "mAP"}, "metric_for_best_model is 'mAP'; give AP, AP50, AP75,"),
+        ({"early_stopping_patience": 3, "eval_strategy": "no"}, "early_stopping_patience needs evaluations"),
+    ],
+)
+def test_what_cannot_work_is_refused(tmp_path, options, told):
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path, **options)
+    assert told in str(caught.value)

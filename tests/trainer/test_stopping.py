@@ -1,0 +1,113 @@
+"""Runs that stop before their last step: what they say and what they leave."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from builders_runs import entries_of
+from builders_trainer import adapter_of, trainer_of
+from qskd.errors import NonFiniteLoss
+
+
+class Poison(TrainerCallback):
+    """Fills one weight of the student with NaN after a step, as a division by zero in an optimiser would."""
+
+    def __init__(self, step, trainer, value=float("nan")):
+        self.step, self.trainer, self.value = step, trainer, value
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            with torch.no_grad():
+                next(self.trainer.distiller.student.parameters()).fill_(self.value)
+
+
+def poisoned(folder, scenes, step, **options):
+    trainer = trainer_of(folder, scenes, adapter_of("detr"), **({"max_steps": 9} | options))
+    trainer.add_callback(Poison(step, trainer))
+    return trainer
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_its_batch(tmp_path, scenes):
+    trainer = poisoned(tmp_path, scenes, 3, save_strategy="steps", save_steps=2)
+    with pytest.raises(NonFiniteLoss) as caught:
+        trainer.train()
+    said = str(caught.value)
+    assert "The loss at step 4 is not finite: loss" in said
+    assert f"The last good checkpoint is {tmp_path}/checkpoints/checkpoint-2" in said
+    assert "--learning_rate" in said
+    batch = torch.load(tmp_path / "nonfinite_step4.pt", weights_only=True)
+    assert batch["pixels"].shape == (4, 3, 64, 64)
+    assert str(list(batch["image_ids"])) in said
+    known = {record.id for record in trainer.train_dataset.index.images}
+    assert set(batch["image_ids"]) <= known
+    assert batch["labels"].shape == batch["boxes"].shape[:2]
+    assert batch["parts"]["loss"] != batch["parts"]["loss"]
+    # The step was not taken, and nothing of it was logged.
+    assert trainer.state.global_step == 3
+    assert [entry["step"] for entry in entries_of(tmp_path)] == [1, 2, 3]
+
+
+def test_the_last_good_checkpoint_can_be_resumed(tmp_path, scenes):
+    with pytest.raises(NonFiniteLoss):
+        poisoned(tmp_path, scenes, 3, save_strategy="steps", save_steps=2).train()
+    again = trainer_of(tmp_path, scenes, adapter_of("detr"), max_steps=4)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-2"))
+    assert [entry["step"] for entry in entries_of(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_learning_rate_that_is_far_too_high_is_noticed(tmp_path, scenes):
+    """After the first step all weights are about 1e30; the checkpoint of that step is not called good."""
+    options = {"learning_rate": 1e30, "save_strategy": "steps", "save_steps": 1}
+    trainer = trainer_of(tmp_path, scenes, adapter_of("detr"), max_steps=5, **options)
+    with pytest.raises(NonFiniteLoss, match="The loss at step 2 is not finite") as caught:
+        trainer.train()
+    assert "No good checkpoint had been written yet" in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, scenes):
+    trainer = poisoned(tmp_path, scenes, 2, save_strategy="steps", save_steps=1, save_total_limit=1)
+    with pytest.raises(NonFiniteLoss, match="The weights after step 2 are not finite") as caught:
+        trainer.train()
+    kept = tmp_path / "checkpoints" / "checkpoint-1"
+    assert f"The last good checkpoint is {kept}" in str(caught.value)
+    assert all(tensor.isfinite().all() for tensor in load_file(kept / "distiller.safetensors").values())
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.1, 0.0], ids=["clipped", "not-clipped"])
+def test_a_gradient_that_is_not_finite_is_never_applied(tmp_path, scenes, max_grad_norm):
+    """The loss is finite; its gradient overflows on the way back, as behind an almost vertical slope."""
+    student = adapter_of("detr")
+    next(student.model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    before = {name: tensor.clone() for name, tensor in student.model.state_dict().items()}
+    trainer = trainer_of(tmp_path, scenes, student, max_steps=2, max_grad_norm=max_grad_norm)
+    with pytest.raises(NonFiniteLoss, match="The gradient norm at step 1 is"):
+        trainer.train()
+    assert all(torch.equal(before[name], tensor) for name, tensor in student.model.state_dict().items())
+
+
+# Without learning every evaluation finds the same AP.
+EVALUATE = {"learning_rate": 0.0, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+
+
+def test_a_run_stops_early_when_its_ap_does_not_rise(tmp_path, scenes):
+    """The AP of step 1 is the best there will be; two evaluations later the patience of 2 is over."""
+    trainer = trainer_of(tmp_path, scenes, adapter_of("detr"), max_steps=9, early_stopping_patience=2, **EVALUATE)
+    trainer.train()
+    assert len({entry["eval_AP"] for entry in entries_of(tmp_path, "eval_AP")}) == 1
+    assert trainer.state.global_step == 3
+
+
+def test_a_resumed_run_goes_on_counting(tmp_path, scenes):
+    options = {"early_stopping_patience": 2, **EVALUATE}
+    trainer_of(tmp_path, scenes, adapter_of("detr"), max_steps=2, **options).train()
+    resumed = trainer_of(tmp_path, scenes, adapter_of("detr"), max_steps=9, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-2"))
+    assert resumed.state.global_step == 3
+
+
+def test_patience_may_be_asked_for_when_resuming(tmp_path, scenes):
+    trainer_of(tmp_path, scenes, adapter_of("detr"), max_steps=1, **EVALUATE).train()
+    resumed = trainer_of(tmp_path, scenes, adapter_of("detr"), max_steps=9, early_stopping_patience=1, **EVALUATE)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-1"))
+    assert resumed.state.global_step == 2

@@ -1,0 +1,149 @@
+"""Steps of the trainer; what it keeps and how it resumes are tested beside this."""
+
+import pytest
+import torch
+
+from builders_runs import edited, entries_of, without_objects
+from builders_trainer import adapter_of, trainer_of
+
+EVERY_FAMILY = pytest.mark.parametrize(
+    "name", ["detr", "conditional_detr", "dab-detr", "rt_detr", "deformable_detr-two-stage"]
+)
+
+
+def parts_of(entry):
+    return {name: value for name, value in entry.items() if name.startswith(("loss_", "proposal_", "lapd", "agfd"))}
+
+
+def first_entry(trainer):
+    trainer.train()
+    return entries_of(trainer.run_folder)[0]
+
+
+@EVERY_FAMILY
+def test_every_part_is_logged_and_the_parts_make_up_the_loss(tmp_path, scenes, name):
+    """The last step of the epoch has one micro-batch of the two: 16 images in batches of 6."""
+    student, teacher = adapter_of(name), adapter_of(name, decoder_layers=2)
+    options = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 6}
+    trainer = trainer_of(tmp_path, scenes, student, teacher, max_steps=2, **options)
+    trainer.train()
+    entries = entries_of(tmp_path)
+    assert [entry["step"] for entry in entries] == [1, 2]
+    for entry in entries:
+        parts = parts_of(entry)
+        assert {"agfd", "lapd_class", "lapd_box", "lapd_giou", "loss_giou"} <= parts.keys()
+        assert all(value > 0 for value in parts.values())
+        assert entry["loss"] == pytest.approx(sum(parts.values()), rel=1e-5)
+
+
+def test_a_log_line_is_the_mean_of_the_steps_since_the_last_one(tmp_path, scenes):
+    for steps in (1, 3):
+        trainer_of(tmp_path / f"{steps}", scenes, adapter_of("detr"), max_steps=3, logging_steps=steps).train()
+    each, (mean,) = entries_of(tmp_path / "1"), entries_of(tmp_path / "3")
+    assert len(each) == 3
+    for part in ("loss", *parts_of(mean)):
+        assert mean[part] == pytest.approx(sum(entry[part] for entry in each) / 3, rel=1e-5), part
+
+
+@EVERY_FAMILY
+def test_images_without_objects_are_learnt_from(tmp_path, scenes, name):
+    """No object in any image: still every part, a finite loss, and the background to learn."""
+    nothing = edited(scenes, tmp_path / "nothing", without_objects, "train")
+    student, teacher = adapter_of(name), adapter_of(name, decoder_layers=2)
+    before = {key: tensor.clone() for key, tensor in student.model.state_dict().items()}
+    trainer = trainer_of(tmp_path / "run", nothing, student, teacher, max_steps=2, gradient_accumulation_steps=2)
+    trainer.train()
+    for entry in entries_of(tmp_path / "run"):
+        parts = parts_of(entry)
+        assert entry["loss"] == pytest.approx(sum(parts.values()), rel=1e-5)
+        taught = [value for part, value in parts.items() if part.startswith(("lapd", "agfd"))]
+        boxes = [value for part, value in parts.items() if "box" in part or "giou" in part]
+        assert len(taught) == 4
+        assert not any(taught + boxes)
+        assert 0 < entry["loss"] < 1e4
+    after = student.model.state_dict()
+    assert all(tensor.isfinite().all() for tensor in after.values())
+    heads = [
+        key for key in before if "class" in key and "denoising" not in key and not torch.equal(before[key], after[key])
+    ]
+    assert heads
+
+
+def test_bfloat16_is_finite_and_near_float32(tmp_path, scenes):
+    found = []
+    for bf16 in (False, True):
+        student, teacher = adapter_of("rt_detr"), adapter_of("rt_detr", decoder_layers=2)
+        trainer = trainer_of(tmp_path / f"{bf16}", scenes, student, teacher, max_steps=3, bf16=bf16)
+        trainer.train()
+        assert {parameter.dtype for parameter in student.model.parameters()} == {torch.float32}
+        assert all(tensor.isfinite().all() for tensor in student.model.state_dict().values())
+        found.append(entries_of(tmp_path / f"{bf16}"))
+    exact, rough = found
+    assert exact[0]["loss"] != rough[0]["loss"]
+    assert rough[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.1)
+
+
+def test_the_backbone_learns_at_its_own_rate(tmp_path, scenes):
+    options = {"learning_rate": 2e-3, "backbone_lr_scale": 0.1, "weight_decay": 0.05, "max_steps": 1}
+    trainer = trainer_of(tmp_path, scenes, adapter_of("detr"), **options)
+    next(trainer.distiller.student.model.backbone.parameters()).requires_grad_(False)
+    trainer.train()
+    names = {id(parameter): name for name, parameter in trainer.distiller.named_parameters()}
+    found = {
+        names[id(parameter)]: (group["lr"], group["weight_decay"])
+        for group in trainer.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    trained = {name for name, parameter in trainer.distiller.named_parameters() if parameter.requires_grad}
+    assert found.keys() == trained
+    assert len(trained) == len(names) - 1
+    assert sum(len(group["params"]) for group in trainer.optimizer.param_groups) == len(trained)
+    rates = {name: rate for name, (rate, _) in found.items()}
+    assert rates == {name: pytest.approx(2e-4 if ".backbone." in name else 2e-3) for name in trained}
+    assert any(".backbone." in name for name in trained)
+    assert found["student.class_labels_classifier.weight"][1] == 0.05
+    assert found["student.class_labels_classifier.bias"][1] == 0.0
+    assert {decay for name, (_, decay) in found.items() if "layer_norm" in name} == {0.0}
+
+
+def test_projections_are_trained_with_the_student(tmp_path, scenes):
+    """A teacher of 64 channels, a student of 32."""
+    trainer = trainer_of(tmp_path, scenes, adapter_of("detr"), adapter_of("detr", d_model=64), max_steps=1)
+    before = {key: tensor.clone() for key, tensor in trainer.distiller.projections.state_dict().items()}
+    assert sorted(before.values(), key=torch.Tensor.numel)[-1].shape == (64, 32)
+    trainer.train()
+    after = trainer.distiller.projections.state_dict()
+    assert all(not torch.equal(before[key], after[key]) for key in before)
+
+
+def test_distillation_grows_over_its_warmup(tmp_path, scenes):
+    """Steps 1, 2, 3 of a warm-up of two see half, all and all of it; detection is not touched."""
+    runs = {}
+    for steps in (0, 2):
+        student, teacher = adapter_of("detr", dropout=0.0), adapter_of("detr", decoder_layers=2)
+        # A learning rate of 0: every step sees the same weights.
+        options = {"distillation_warmup_steps": steps, "learning_rate": 0.0, "max_steps": 3}
+        trainer_of(tmp_path / f"{steps}", scenes, student, teacher, **options).train()
+        runs[steps] = entries_of(tmp_path / f"{steps}")
+    for plain, warm, factor in zip(runs[0], runs[2], (0.5, 1.0, 1.0), strict=True):
+        for part, value in parts_of(plain).items():
+            scale = factor if part.startswith(("lapd", "agfd")) else 1.0
+            assert warm[part] == pytest.approx(scale * value, rel=1e-5), part
+
+
+def test_the_teacher_neither_changes_nor_leaves_evaluation_mode(tmp_path, scenes):
+    teacher = adapter_of("rt_detr", decoder_layers=2)
+    before = {key: tensor.clone() for key, tensor in teacher.model.state_dict().items()}
+    trainer_of(tmp_path, scenes, adapter_of("rt_detr"), teacher, max_steps=2, weight_decay=0.5).train()
+    assert all(torch.equal(before[key], tensor) for key, tensor in teacher.model.state_dict().items())
+    assert not any(module.training for module in teacher.model.modules())
+    assert all(parameter.grad is None for parameter in teacher.model.parameters())
+
+
+def test_a_run_without_validation_images_does_not_evaluate(tmp_path, scenes):
+    trainer = trainer_of(
+        tmp_path, scenes, adapter_of("detr"), max_steps=2, eval_strategy="steps", eval_steps=1, has_val=False
+    )
+    trainer.train()
+    assert entries_of(tmp_path, "eval_AP50") == []
+    assert not (tmp_path / "best").exists()
