@@ -1,6 +1,8 @@
 """From an image file of any kind to RGB pixels, upright."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +32,29 @@ def read_pixels(path: Path, *, height: int, width: int, at_least: tuple[int, int
     Raises:
         DataError: the file is missing, damaged or not an image, or has another size than said.
     """
+    with _told(path), Image.open(path) as image:
+        _check_size(path, image, height, width)
+        if at_least is not None and image.format == "JPEG":
+            _shrink(image, at_least)
+        pixels = np.array(_as_rgb(path, ImageOps.exif_transpose(image)))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def check_header(path: Path, *, height: int, width: int) -> None:
+    """What can be known of an image file without decoding it.
+
+    Raises:
+        DataError: the file is missing, not an image, or of another size than said.
+    """
+    with _told(path), Image.open(path) as image:
+        _check_size(path, image, height, width)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with a file, as a DataError that names it."""
     try:
-        with Image.open(path) as image:
-            _check_size(path, image, height, width)
-            if at_least is not None and image.format == "JPEG":
-                _shrink(image, at_least)
-            pixels = np.array(_as_rgb(path, ImageOps.exif_transpose(image)))
+        yield
     except DataError:
         raise
     except FileNotFoundError as error:
@@ -44,7 +63,6 @@ def read_pixels(path: Path, *, height: int, width: int, at_least: tuple[int, int
         raise DataError(f"{path}: not an image file that Pillow can read.") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: the image cannot be decoded ({error}). Replace the file.") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _orientation(image: Image.Image) -> int:

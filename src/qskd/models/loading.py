@@ -6,10 +6,12 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig
 
@@ -65,7 +67,7 @@ def load_model(
             ignore_mismatched_sizes=True,  # refused below, where the weights can be named
             output_loading_info=True,
         )
-    except (OSError, RuntimeError, ImportError, ValueError) as error:
+    except (OSError, RuntimeError, ImportError, ValueError, SafetensorError, UnpicklingError) as error:
         raise _unloadable(source, error) from error
     _check_complete(source, info)
     train_backbone(model)

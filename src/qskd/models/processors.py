@@ -42,13 +42,21 @@ def pixel_norm_of(name_or_path: str | Path, model_type: str) -> PixelNorm:
     found = _processor_file(name_or_path)
     if found is None:
         return default_pixel_norm(model_type)
-    settings: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
+    settings = _settings(found)
     if not settings.get("do_rescale", True):
         raise CheckpointError(
             f"{found} says do_rescale: false, so the model takes pixels in [0, 255]; qskd feeds [0, 1]. "
             "Use a checkpoint whose image processor rescales."
         )
     return _norm_from(settings, model_type)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON ({error}). Copy it again, or remove it.") from error
+    return content if isinstance(content, dict) else {}
 
 
 def _norm_from(settings: Mapping[str, Any], model_type: str) -> PixelNorm:
@@ -112,7 +120,7 @@ def _size(size: ImageSize) -> dict[str, int]:
 def image_size_of(name_or_path: str | Path) -> ImageSize | None:
     """The size a checkpoint's image processor resizes to; None without one, or with another kind of size."""
     found = _processor_file(name_or_path)
-    size = json.loads(found.read_text(encoding="utf-8")).get("size") if found else None
+    size = _settings(found).get("size") if found else None
     if not isinstance(size, dict):
         return None
     if size.get("height") and size.get("height") == size.get("width"):
