@@ -1,5 +1,6 @@
 """The commands as Python functions: keywords instead of flags, the same names, the same result."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import fields
 from difflib import get_close_matches
@@ -58,4 +59,5 @@ def _split(options: dict[str, Any], kinds: Sequence[type]) -> list[Any]:
         if name not in known:
             near = get_close_matches(name, known, n=1)
             raise ConfigError(f"There is no option '{name}'." + (f" Did you mean '{near[0]}'?" if near else ""))
-    return [kind(**{name: value for name, value in options.items() if known[name] is kind}) for kind in kinds]
+    given = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
+    return [kind(**{name: value for name, value in given.items() if known[name] is kind}) for kind in kinds]

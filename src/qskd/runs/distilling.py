@@ -1,6 +1,7 @@
 """One distillation, from options to a finished folder; `qskd distill`."""
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from qskd.models.deriving import StudentShape, derive_student
 from qskd.models.loading import as_teacher, weights_fingerprint, with_class_names
 from qskd.runs import building, preflight
 from qskd.runs.evaluating import evaluate_adapter
-from qskd.runs.folder import RunFolder
+from qskd.runs.folder import RunFolder, changed_options
 from qskd.runs.options import DataOptions, MethodOptions, PairOptions
 from qskd.runs.training import Job, RunResult, measured_cost
 from qskd.trainer import DistillationConfig
@@ -32,7 +33,8 @@ def distill(pair: PairOptions, data: DataOptions, method: MethodOptions, config:
     """
     if pair.teacher is None:
         raise building.missing_option("--teacher", "a hub id or the folder of a trained detector")
-    folder = RunFolder(Path(config.output_dir))
+    settings = method.settings()
+    folder = RunFolder(Path(config.output_dir), config.process_index == 0)
     resume = folder.open(config.resume_from_checkpoint)
     splits = building.open_splits(data)
     teacher = as_teacher(
@@ -45,10 +47,9 @@ def distill(pair: PairOptions, data: DataOptions, method: MethodOptions, config:
     set_seed(config.seed)
     student, notes = make_student(pair, teacher, splits.class_names, config.seed)
     size = building.choose_size(data, [student, teacher], [pair.student, pair.teacher])
-    settings = method.settings()
-    folder.save_config("distill", pair, data, method, config)
     folder.save_json("label_map.json", label_map.as_dict())
-    distillation = Distillation(folder, splits, size, student, config, data, teacher, label_map, settings)
+    options = changed_options(pair, data, method, config)
+    distillation = Distillation(folder, splits, size, student, config, data, options, teacher, label_map, settings)
     return distillation.start(resume, notes, check=method.preflight and resume is None, method=method.method)
 
 
@@ -96,8 +97,8 @@ class Distillation(Job):
 
     def start(self, resume: Path | None, notes: Sequence[str], *, check: bool, method: str) -> RunResult:
         """Build terms, check, train."""
-        for line in notes:
-            print(line, flush=True)
+        self.tell(*notes)
+        self.teacher.model.to(self.config.device)
         terms = build_terms(self.settings, student=self.student, teacher=self.teacher)
         distiller = Distiller(
             self.student,
@@ -132,7 +133,6 @@ class Distillation(Job):
         """
         device = self.config.device
         distiller.to(device)
-        self.teacher.model.to(device)
         train_data, _ = self.datasets()
         found = preflight.Preflight(self.label_map, {}, 0)
         same = weights_fingerprint(self.student.model) == fingerprint
@@ -149,24 +149,29 @@ class Distillation(Job):
                 self.config.eval_batch_size,
                 first=found.teacher_images,
             )
-            preflight.check_teacher(found.teacher_metrics, found.teacher_images)
+            if found.teacher_metrics["AP50"] is None:
+                found.warnings.append("no validation image holds an object: nothing can be measured")
+            else:
+                preflight.check_teacher(found.teacher_metrics, found.teacher_images)
         batch = preflight.sample_batch(train_data, self.config.per_device_train_batch_size).to(device)
         autocast = _autocast(self.config)
         found.terms = preflight.check_terms(distiller, teacher, batch, same_weights=same, autocast=autocast)
         found.seconds_per_step = self.config.gradient_accumulation_steps * preflight.time_step(
             distiller, teacher, batch, autocast
         )
-        found.total_steps = self._steps(len(train_data))
+        found.total_steps = total_steps(self.config, len(train_data))
         found.peak_memory_gib = preflight.peak_memory_gib()
         self.folder.save_json("preflight.json", found.as_dict())
-        print("\n".join(found.lines()), flush=True)
+        self.tell(*found.lines())
         return found
 
-    def _steps(self, images: int) -> int:
-        config = self.config
-        if config.max_steps > 0:
-            return config.max_steps
-        return int(config.num_train_epochs * max(1, images // max(1, config.train_batch_size * config.world_size)))
+
+def total_steps(config: DistillationConfig, images: int) -> int:
+    """Optimiser steps of a whole run on so many training images."""
+    if config.max_steps > 0:
+        return config.max_steps
+    batches = math.ceil(images / (config.train_batch_size * config.world_size))
+    return math.ceil(config.num_train_epochs * math.ceil(batches / config.gradient_accumulation_steps))
 
 
 def _autocast(config: DistillationConfig) -> Any:

@@ -1,9 +1,12 @@
 """The run folder: what lies where, and who may write into it."""
 
 import json
+import os
 import platform
 import sys
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, Field, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,15 @@ import yaml
 from qskd.errors import ConfigError
 from qskd.trainer import checkpoints
 
+_KEPT = ("checkpoints", "best", "last", "summary.json")  # what a run leaves behind that is worth something
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """``config.yaml``, ``checkpoints/``, ``best/``, ``last/``, ``metrics.jsonl``, ``eval/``, ``summary.json``, ..."""
 
     path: Path
+    is_main: bool = True  # whether this process may write; of several, one does
 
     @property
     def config(self) -> Path:
@@ -44,7 +50,7 @@ class RunFolder:
         """The best weights, or the last where nothing was evaluated."""
         return self.best if self.best.is_dir() else self.last
 
-    def open(self, resume: str | None) -> Path | None:
+    def open(self, resume: str | bool | None) -> Path | None:
         """Make the folder ready; the checkpoint to resume from, or None for a new run.
 
         Args:
@@ -53,11 +59,20 @@ class RunFolder:
         Raises:
             ConfigError: the folder holds a run and nobody asked to resume it; or there is nothing to resume from.
         """
-        if resume in (None, "", "false", "False"):
-            self._refuse_other_run()
-            self.path.mkdir(parents=True, exist_ok=True)
+        checkpoint = self._checkpoint(resume)
+        if self.is_main:
+            if checkpoint is None or not checkpoint.resolve().is_relative_to(self.path.resolve()):
+                self._refuse_other_run()
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"--output_dir {self.path} cannot be made ({error.strerror}).") from error
+        return checkpoint
+
+    def _checkpoint(self, resume: str | bool | None) -> Path | None:
+        if resume in (None, False, "", "false", "False"):
             return None
-        if resume in ("true", "True", "last"):
+        if resume in (True, "true", "True", "last"):
             found = checkpoints.latest(self.path / "checkpoints")
             if found is None:
                 raise ConfigError(
@@ -73,41 +88,66 @@ class RunFolder:
     def _refuse_other_run(self) -> None:
         if self.path.is_file():
             raise ConfigError(f"--output_dir {self.path} is a file; give a folder.")
-        taken = [name for name in ("config.yaml", "checkpoints", "best", "summary.json") if (self.path / name).exists()]
+        taken = [name for name in ("config.yaml", *_KEPT) if (self.path / name).exists()]
         if taken:
+            can_resume = checkpoints.latest(self.path / "checkpoints") is not None
+            way_out = "continue that run with --resume_from_checkpoint last" if can_resume else "remove the folder"
             raise ConfigError(
-                f"{self.path} holds another run ({', '.join(taken)}). Give another --output_dir, "
-                "or continue that run with --resume_from_checkpoint last."
+                f"{self.path} holds another run ({', '.join(taken)}). Give another --output_dir, or {way_out}."
             )
+
+    @contextmanager
+    def claimed(self, command: str, options: Mapping[str, Any]) -> Iterator[None]:
+        """A training inside: config.yaml marks the folder as taken.
+
+        It is removed when the training fails with nothing to keep, so that the same command can be tried again.
+        """
+        self.save_config(command, options)
+        try:
+            yield
+        except BaseException:
+            if self.is_main and not any((self.path / name).exists() for name in _KEPT):
+                self.config.unlink(missing_ok=True)
+            raise
 
     def save_json(self, name: str, content: Any) -> None:
         """Write ``name`` below the folder."""
+        if not self.is_main:
+            return
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
-    def save_config(self, command: str, *options: Any) -> None:
-        """Write the options that differ from their defaults, so that ``qskd <command> --config`` runs them again."""
-        chosen: dict[str, Any] = {}
-        for group in options:
-            chosen |= changed_options(group)
-        text = yaml.safe_dump(chosen, sort_keys=True, allow_unicode=True)
-        self.config.write_text(f"# qskd {command} --config {self.config.name}\n{text}")
+    def save_config(self, command: str, options: Mapping[str, Any]) -> None:
+        """Write options such that ``qskd <command> --config`` runs them again."""
+        if self.is_main:
+            text = yaml.safe_dump(dict(options), sort_keys=True, allow_unicode=True)
+            self.config.write_text(f"# qskd {command} --config {self.config.name}\n{text}", encoding="utf-8")
 
 
-def changed_options(options: Any) -> dict[str, Any]:
-    """Fields of a dataclass that differ from what the class gives by itself, as plain values."""
-    defaults = type(options)()
+def changed_options(*groups: Any) -> dict[str, Any]:
+    """Fields of dataclasses that were given other values than their defaults, as plain values."""
     changed = {}
-    for entry in fields(options):
-        value, default = _plain(getattr(options, entry.name)), _plain(getattr(defaults, entry.name))
-        if entry.init and value != default and isinstance(value, str | int | float | bool | list):
-            changed[entry.name] = value
+    for options in groups:
+        given = getattr(options, "given", vars(options))
+        for entry in fields(options):
+            value = _plain(given.get(entry.name))
+            # How often a run was interrupted is no part of what it is.
+            if entry.init and value != _default(entry) and entry.name != "resume_from_checkpoint" and _is_plain(value):
+                changed[entry.name] = value
     return changed
 
 
+def _default(entry: Field[Any]) -> Any:
+    return _plain(entry.default if entry.default_factory is MISSING else entry.default_factory())
+
+
 def _plain(value: Any) -> Any:
-    return getattr(value, "value", value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else getattr(value, "value", value)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float | bool | list | dict)
 
 
 def environment() -> dict[str, str]:
@@ -129,8 +169,3 @@ def environment() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def as_plain(value: Any) -> Any:
-    """A dataclass as a dictionary for JSON."""
-    return asdict(value)

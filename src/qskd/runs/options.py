@@ -1,9 +1,8 @@
 """What a user can say about a run, beside ``DistillationConfig``: the data, the models, the method."""
 
+import contextlib
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any, Literal
-
-import yaml
 
 from qskd.losses.presets import PRESETS, MethodSettings, option_names, resolve
 
@@ -132,7 +131,18 @@ class MethodOptions(_MethodFlags):
         return resolve(self.method, overrides)
 
 
+_WORDS = {"true": True, "yes": True, "false": False, "no": False}
+
+
 def _value(name: str, text: Any) -> Any:
     """A flag's text as the value meant: 10, 0.5, true, group, none."""
-    value = yaml.safe_load(text) if isinstance(text, str) else text
-    return None if value == "none" and name != "agfd.mask" else value
+    if not isinstance(text, str):
+        return text
+    if text.lower() == "none" and name != "agfd.mask":
+        return None
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text

@@ -112,8 +112,10 @@ def check_terms(
     """
     with _untouched(distiller), autocast():
         teaching = teacher.teach(batch)
-        totals = StepTotals.of([batch], [teaching.prepared])
-        checks = [TermCheck("detection", *_value_and_gradient(distiller, batch, totals, None, None))]
+        totals = distiller.totals([batch], [teaching])
+        checks = []
+        if distiller.detection_weight:
+            checks.append(TermCheck("detection", *_value_and_gradient(distiller, batch, totals, None, None)))
         for name in distiller.terms:
             checks.append(TermCheck(name, *_value_and_gradient(distiller, batch, totals, teaching, name)))
     for check in checks:
@@ -162,7 +164,7 @@ def time_step(distiller: Distiller, teacher: TeacherSide | None, batch: Batch, a
         for _ in range(2):
             started = time.perf_counter()
             teaching = teacher.teach(batch) if teacher else None
-            totals = StepTotals.of([batch], [teaching.prepared] if teaching else [])
+            totals = distiller.totals([batch], [teaching])
             loss = distiller(batch, totals, teaching)["loss"]
             loss.backward()
             seconds = _synchronised(loss) - started

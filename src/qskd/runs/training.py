@@ -19,7 +19,7 @@ from qskd.models.loading import with_class_names
 from qskd.models.processors import save_model
 from qskd.runs import building
 from qskd.runs.evaluating import evaluate_adapter
-from qskd.runs.folder import RunFolder, environment
+from qskd.runs.folder import RunFolder, changed_options, environment
 from qskd.runs.options import DataOptions, ModelOptions
 from qskd.trainer import DistillationConfig, DistillationTrainer
 
@@ -40,19 +40,18 @@ def train(model: ModelOptions, data: DataOptions, config: DistillationConfig) ->
     Raises:
         QskdError: bad input, found before the first step; or a loss that was not finite.
     """
-    folder = RunFolder(Path(config.output_dir))
-    resume = folder.open(config.resume_from_checkpoint)
-    splits = building.open_splits(data)
     if model.model is None:
         raise building.missing_option("--model", "a hub id, a folder, or a configuration (.json) to train from scratch")
+    folder = RunFolder(Path(config.output_dir), config.process_index == 0)
+    resume = folder.open(config.resume_from_checkpoint)
+    splits = building.open_splits(data)
     set_seed(config.seed)
     adapter = building.open_model(
         model.model, splits.class_names, box_frame=model.box_frame, trust_remote_code=model.trust_remote_code
     )
     adapter = with_class_names(adapter, splits.class_names)
     size = building.choose_size(data, [adapter], [model.model])
-    folder.save_config("train", model, data, config)
-    job = Job(folder, splits, size, adapter, config, data)
+    job = Job(folder, splits, size, adapter, config, data, changed_options(model, data, config))
     return job.run(resume, kind="train", method="none", identity={"classes": list(splits.class_names)})
 
 
@@ -66,6 +65,12 @@ class Job:
     student: DetrAdapter
     config: DistillationConfig
     data: DataOptions
+    options: dict[str, Any]  # what was asked for, to run it again
+
+    def tell(self, *lines: str) -> None:
+        """Print lines, once for all processes."""
+        if self.folder.is_main and lines:
+            print("\n".join(lines), flush=True)
 
     def criterion(self) -> SetPredictionLoss | None:
         """The detection loss, or None for families that compute their own."""
@@ -108,10 +113,13 @@ class Job:
             self.student, self.criterion(), detection_weight=self.config.detection_weight
         )
         trainer = self.trainer(distiller, teacher, identity)
+        self.tell(*self.splits.problems())
         started = time.perf_counter()
-        outcome = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        with self.folder.claimed(kind, self.options):
+            outcome = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         seconds = time.perf_counter() - started
         trainer.keep("last")
+        trainer.accelerator.wait_for_everyone()  # one process writes what all of them read
         summary = {
             "name": self.folder.path.name,
             "kind": kind,
@@ -134,6 +142,7 @@ class Job:
         kept = self.folder.model()
         metrics: dict[str, Any] = {}
         adapter = building.open_model(str(kept), None, box_frame=self.student.box_frame)
+        adapter.model.to(self.config.device)
         if self.splits.val is not None:
             metrics = evaluate_adapter(adapter, self.splits.val, self.size, self.config.eval_batch_size)
             self.folder.save_json("eval/val.json", metrics)

@@ -1,0 +1,163 @@
+"""Who may write into a run folder, and what is written there."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qskd.errors import ConfigError
+from qskd.runs.folder import RunFolder, changed_options, environment
+from qskd.runs.options import DataOptions, MethodOptions, ModelOptions
+from qskd.trainer import DistillationConfig
+
+
+def checkpoint(folder: Path, step: int, *, complete: bool = True) -> Path:
+    made = folder / "checkpoints" / f"checkpoint-{step}"
+    made.mkdir(parents=True)
+    if complete:
+        (made / "trainer_state.json").write_text("{}")
+    return made
+
+
+@pytest.mark.parametrize("resume", [None, "", False, "false", "False"])
+def test_a_new_run_gets_a_folder_of_its_own(tmp_path, resume):
+    assert RunFolder(tmp_path / "deep" / "run").open(resume) is None
+    assert (tmp_path / "deep" / "run").is_dir()
+
+
+def test_what_a_failed_start_leaves_behind_does_not_count_as_a_run(tmp_path):
+    for name in ("label_map.json", "metrics.jsonl", "nonfinite_step1.pt", "preflight.json"):
+        (tmp_path / name).write_text("")
+    assert RunFolder(tmp_path).open(None) is None
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "best", "last", "summary.json", "checkpoints"])
+def test_a_folder_that_holds_a_run_is_refused(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=f"holds another run .{name}.* or remove the folder"):
+        RunFolder(tmp_path).open(None)
+
+
+def test_continuing_is_proposed_only_where_it_would_work(tmp_path):
+    checkpoint(tmp_path, 5, complete=False)
+    with pytest.raises(ConfigError, match="or remove the folder"):
+        RunFolder(tmp_path).open(None)
+    checkpoint(tmp_path, 4)
+    with pytest.raises(ConfigError, match="or continue that run with --resume_from_checkpoint last"):
+        RunFolder(tmp_path).open(None)
+
+
+@pytest.mark.parametrize("resume", [True, "true", "True", "last"])
+def test_the_latest_complete_checkpoint_is_resumed_from(tmp_path, resume):
+    checkpoint(tmp_path, 10)
+    checkpoint(tmp_path, 11, complete=False)
+    wanted = checkpoint(tmp_path, 9).parent / "checkpoint-10"
+    assert RunFolder(tmp_path).open(resume) == wanted
+
+
+def test_there_must_be_something_to_resume_from(tmp_path):
+    with pytest.raises(ConfigError, match=r"no complete checkpoint in .* Leave out --resume_from_checkpoint"):
+        RunFolder(tmp_path).open("last")
+    half = checkpoint(tmp_path, 3, complete=False)
+    with pytest.raises(ConfigError, match="checkpoint-3 is not a complete checkpoint"):
+        RunFolder(tmp_path).open(str(half))
+
+
+def test_a_checkpoint_from_elsewhere_continues_in_a_new_folder_but_not_over_another_run(tmp_path):
+    given = checkpoint(tmp_path / "old", 3)
+    assert RunFolder(tmp_path / "new").open(str(given)) == given
+    assert (tmp_path / "new").is_dir()
+    assert RunFolder(tmp_path / "old").open(str(given)) == given
+    (tmp_path / "new" / "summary.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds another run"):
+        RunFolder(tmp_path / "new").open(str(given))
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="is a file; give a folder"):
+        RunFolder(tmp_path / "file").open(None)
+    with pytest.raises(ConfigError, match="cannot be made"):
+        RunFolder(tmp_path / "file" / "run").open(None)
+
+
+def test_a_training_claims_its_folder(tmp_path):
+    folder = RunFolder(tmp_path)
+    with folder.claimed("train", {"seed": 3, "data": "scenes"}):
+        text = folder.config.read_text()
+        with pytest.raises(ConfigError, match=r"holds another run \(config\.yaml\)"):
+            folder.open(None)
+    assert text == folder.config.read_text() == "# qskd train --config config.yaml\ndata: scenes\nseed: 3\n"
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
+def test_a_training_that_fails_early_can_be_started_again(tmp_path, failure):
+    folder = RunFolder(tmp_path)
+    with pytest.raises(failure), folder.claimed("train", {}):
+        raise failure
+    assert folder.open(None) is None
+
+
+def test_a_training_that_fails_late_keeps_its_folder(tmp_path):
+    folder = RunFolder(tmp_path)
+    with pytest.raises(FileExistsError), folder.claimed("train", {"seed": 3}):
+        checkpoint(checkpoint(tmp_path, 2).parent.parent, 2)  # the second time it exists
+    assert folder.config.is_file()
+    assert folder.open("last") == tmp_path / "checkpoints" / "checkpoint-2"
+
+
+def test_other_processes_neither_write_nor_refuse(tmp_path):
+    main, helper = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run", is_main=False)
+    assert helper.open(None) is None
+    assert not helper.path.exists()
+    main.open(None)
+    main.save_config("train", {"seed": 1})
+    assert helper.open(None) is None
+    helper.save_config("train", {"seed": 2})
+    helper.save_json("summary.json", {})
+    assert [path.name for path in main.path.iterdir()] == ["config.yaml"]
+    assert "seed: 1" in main.config.read_text()
+
+
+def test_the_best_weights_are_the_model_and_else_the_last(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert folder.model() == tmp_path / "last"
+    (tmp_path / "best").mkdir()
+    assert folder.model() == tmp_path / "best"
+
+
+def test_json_files_are_strict(tmp_path):
+    RunFolder(tmp_path).save_json("eval/val.json", {"AP": None, "größe": 0.5})
+    assert json.loads((tmp_path / "eval" / "val.json").read_text()) == {"AP": None, "größe": 0.5}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        RunFolder(tmp_path).save_json("eval/val.json", {"AP": float("nan")})
+
+
+def test_only_what_was_asked_for_is_remembered(tmp_path):
+    config = DistillationConfig(
+        output_dir=str(tmp_path / "run"),
+        use_cpu=True,
+        learning_rate=3e-4,
+        save_total_limit=None,
+        lr_scheduler_kwargs={"min_lr": 1e-6},
+        resume_from_checkpoint="last",
+        weight_decay=1e-4,  # its default
+    )
+    found = changed_options(ModelOptions(model=Path("a/b")), DataOptions(), MethodOptions(selection_cap="5"), config)
+    assert found == {
+        "model": str(Path("a/b")),
+        "selection_cap": "5",
+        "output_dir": str(tmp_path / "run"),
+        "use_cpu": True,
+        "learning_rate": 3e-4,
+        "save_total_limit": None,
+        "lr_scheduler_kwargs": {"min_lr": 1e-6},
+    }
+    assert yaml.safe_load(yaml.safe_dump(found)) == found
+
+
+def test_the_environment_names_what_a_result_depends_on():
+    found = environment()
+    assert {"python", "platform", "qskd", "torch", "transformers", "numpy"} <= found.keys()
+    assert "not installed" not in found.values()

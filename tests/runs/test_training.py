@@ -1,0 +1,205 @@
+"""`train` from options to a finished folder, and what it does with bad input."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import qskd
+from builders_runs import NAMES, edited, entries_of, tiny_run, without_objects
+from qskd.errors import CheckpointError, ConfigError, DataError, NonFiniteLoss
+from qskd.models.loading import load_model
+
+EVERY_STEP = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+
+
+def train(folder, data, model, **options):
+    return qskd.train(model=model, **tiny_run(folder, data, **options))
+
+
+@pytest.fixture(scope="module")
+def finished(scenes, tiny_folders, tmp_path_factory):
+    """Two steps of RT-DETR, evaluated and saved after each."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    return train(folder, scenes, tiny_folders["rt_detr_student"], max_steps=2, **EVERY_STEP)
+
+
+def test_a_finished_run_leaves_its_folder_as_promised(finished):
+    names = {path.name for path in finished.folder.iterdir()}
+    assert names == {"best", "checkpoints", "config.yaml", "eval", "last", "metrics.jsonl", "summary.json"}
+    assert finished.model == finished.folder / "best"
+    kept = {path.name for path in finished.model.iterdir()}
+    assert kept == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+
+
+def test_the_summary_says_what_was_run_and_what_came_out(finished):
+    summary = json.loads((finished.folder / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(finished.summary))
+    told = {
+        key: summary[key] for key in ("name", "kind", "method", "family", "seed", "steps", "resumed", "train_images")
+    }
+    assert told == {
+        "name": "finished",
+        "kind": "train",
+        "method": "none",
+        "family": "rt_detr",
+        "seed": 42,
+        "steps": 2,
+        "resumed": False,
+        "train_images": 16,
+    }
+    assert summary["image_size"] == [64]
+    assert summary["metrics"] == json.loads((finished.folder / "eval" / "val.json").read_text())
+    assert set(summary["metrics"]["per_class"]) == set(NAMES)
+    model = load_model(finished.model).model
+    assert summary["cost"]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert summary["cost"]["gflops"] > 0
+    assert summary["environment"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+def test_the_kept_model_is_measured_as_it_lies_on_disk(finished, scenes):
+    assert qskd.evaluate(model=finished.model, data=scenes) == finished.metrics
+    logged = max(entry["eval_AP"] for entry in entries_of(finished.folder, "eval_AP"))
+    assert finished.metrics["AP"] == pytest.approx(logged, abs=1e-6)
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_alone(finished, scenes, tiny_folders):
+    before = (finished.folder / "metrics.jsonl").read_text()
+    with pytest.raises(ConfigError, match=r"holds another run .* --resume_from_checkpoint last"):
+        train(finished.folder, scenes, tiny_folders["detr_student"])
+    assert (finished.folder / "metrics.jsonl").read_text() == before
+
+
+def test_a_finished_run_can_be_continued_for_more_steps(finished, scenes, tiny_folders, tmp_path):
+    folder = shutil.copytree(finished.folder, tmp_path / "longer")
+    options = {"max_steps": 3, "resume_from_checkpoint": True, **EVERY_STEP}
+    longer = train(folder, scenes, tiny_folders["rt_detr_student"], **options)
+    assert (longer.summary["steps"], longer.summary["resumed"]) == (3, True)
+    assert [entry["step"] for entry in entries_of(folder)] == [1, 2, 3]
+    assert [entry["step"] for entry in entries_of(folder, "train_runtime")] == [3]
+    assert "resume_from_checkpoint" not in (folder / "config.yaml").read_text()
+
+
+def test_a_configuration_is_trained_from_scratch_on_the_datas_classes(scenes, tiny_folders, tmp_path):
+    """Paths instead of text, a configuration alone, files instead of a folder, no validation images."""
+    config = json.loads((tiny_folders["detr_student"] / "config.json").read_text())
+    config["id2label"], config["label2id"] = {"0": "thing"}, {"thing": 0}
+    (tmp_path / "model.json").write_text(json.dumps(config))
+    files = {
+        "train_annotations": scenes / "annotations" / "instances_train.json",
+        "train_images": scenes / "images" / "train",
+        "data": None,
+    }
+    options = tiny_run(tmp_path / "run", scenes, eval_strategy="epoch", max_steps=1) | files
+    made = qskd.train(model=tmp_path / "model.json", **options)
+    assert made.model == tmp_path / "run" / "last"
+    assert made.metrics == {}
+    assert tuple(load_model(made.model).id2label.values()) == NAMES
+    assert "train_annotations: " + str(files["train_annotations"]) in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_a_training_split_without_objects_is_trained_on(scenes, tiny_folders, tmp_path):
+    data = edited(scenes, tmp_path / "data", without_objects, "train", "val")
+    made = train(tmp_path / "run", data, tiny_folders["rt_detr_student"], max_steps=1, **EVERY_STEP)
+    assert made.metrics["AP"] is None
+    assert made.model.name == "last"
+
+
+def test_what_was_dropped_from_the_data_is_told(scenes, tiny_folders, tmp_path, capsys):
+    def flatten(content):
+        content["annotations"][0]["bbox"][2] = 0
+
+    data = edited(scenes, tmp_path / "data", flatten, "train")
+    train(tmp_path / "run", data, tiny_folders["detr_student"], max_steps=1)
+    assert "train: 1 degenerate boxes" in capsys.readouterr().out
+
+
+def truncate(path):
+    path.write_text(path.read_text()[:-50])
+
+
+def change(key, position, **fields):
+    def apply(path):
+        content = json.loads(path.read_text())
+        content[key][position].update(fields)
+        path.write_text(json.dumps(content))
+
+    return apply
+
+
+BAD_ANNOTATIONS = [
+    (lambda path: path.unlink(), "No annotation file for the split 'train'"),
+    (truncate, "not valid JSON at line 1, .* Is the file truncated"),
+    (lambda path: path.write_text("[]"), "holds a list"),
+    (change("images", 3, file_name="gone.jpg"), "1 of 16 image files are not in .*: gone.jpg"),
+    (change("images", 3, id=1), "image id 1 occurs 2 times"),
+    (change("annotations", 3, id=1), "annotation id 1 occurs 2 times"),
+    (change("annotations", 0, image_id=999), "annotation id 1 belongs to image 999"),
+    (change("annotations", 0, category_id=77), "annotation id 1 belongs to category 77"),
+    (change("annotations", 0, bbox=[1, 2, float("nan"), 4]), "annotation id 1 has bbox"),
+    (change("annotations", 0, bbox=[1, 2, 3]), "annotation id 1 has bbox"),
+    (change("images", 3, height=65), "the image is 64 x 64 pixels .* says 64 x 65"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "told"), BAD_ANNOTATIONS)
+def test_bad_annotations_stop_the_run_before_it_begins(scenes, tiny_folders, tmp_path, spoil, told):
+    data = edited(scenes, tmp_path / "data", lambda content: None)
+    spoil(data / "annotations" / "instances_train.json")
+    with pytest.raises(DataError, match=told) as caught:
+        train(tmp_path / "run", data, tiny_folders["detr_student"])
+    assert str(data) in str(caught.value)
+    assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "told"),
+    [
+        ({"model": None}, ConfigError, "--model was not given; it takes a hub id"),
+        ({"model": "nowhere/at/all"}, CheckpointError, "nowhere/at/all does not exist"),
+        ({"model": "nowhere.json"}, ConfigError, "nowhere.json is no file"),
+        ({"data": None}, ConfigError, "No data: give --data DIR"),
+        ({"data": "nowhere"}, DataError, "nowhere is not a folder"),
+        ({"image_size": 50}, ConfigError, "Try 64"),
+        ({"flip": 1.5}, ConfigError, "flip is 1.5; expected 0 to 1"),
+        ({"ema_decay": 2.0}, ConfigError, "ema_decay is 2.0"),
+        ({"leaning_rate": 1e-3}, ConfigError, "no option 'leaning_rate'. Did you mean 'learning_rate'"),
+        ({"teacher": "t"}, ConfigError, "no option 'teacher'"),
+        ({"resume_from_checkpoint": "last"}, ConfigError, "no complete checkpoint"),
+    ],
+)
+def test_bad_options_stop_the_run_before_it_begins(scenes, tiny_folders, tmp_path, monkeypatch, options, kind, told):
+    monkeypatch.chdir(tmp_path)
+    given = tiny_run(tmp_path / "run", scenes) | {"model": str(tiny_folders["rt_detr_student"])}
+    with pytest.raises(kind, match=told):
+        qskd.train(**(given | options))
+    assert not list(tmp_path.rglob("*"))[1:]  # at most an empty run folder
+
+
+def test_an_image_that_turns_out_damaged_can_be_mended_and_the_run_started_again(scenes, tiny_folders, tmp_path):
+    """Its header is sound, so it is found when it is read: before any checkpoint, the folder is given back."""
+    data = shutil.copytree(scenes, tmp_path / "data")
+    whole = {path: path.read_bytes() for path in (data / "images" / "train").iterdir()}
+    for path, content in whole.items():
+        path.write_bytes(content[: len(content) // 2])
+        Image.open(path).close()
+    with pytest.raises(DataError, match="the image cannot be decoded") as caught:
+        train(tmp_path / "run", data, tiny_folders["detr_student"], max_steps=1)
+    assert str(data / "images" / "train") in str(caught.value)
+    for path, content in whole.items():
+        path.write_bytes(content)
+    assert train(tmp_path / "run", data, tiny_folders["detr_student"], max_steps=1).summary["steps"] == 1
+
+
+def test_a_run_that_diverged_can_be_started_again_or_continued(scenes, tiny_folders, tmp_path):
+    folder, model = tmp_path / "run", tiny_folders["detr_student"]
+    with pytest.raises(NonFiniteLoss, match="No good checkpoint"):
+        train(folder, scenes, model, learning_rate=1e30)
+    assert {path.name for path in folder.iterdir()} == {"metrics.jsonl", "nonfinite_step2.pt"}
+    made = train(folder, scenes, model, max_steps=2)
+    assert [entry["step"] for entry in entries_of(folder)] == [1, 2]
+    assert made.summary["steps"] == 2
+    assert Path(folder / "config.yaml").is_file()
