@@ -30,5 +30,6 @@ def run(arguments: Sequence[str]) -> int:
     show(text_table(["class", "AP"], rows))
     show(metrics_line(metrics))
     if options.json is not None:
+        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
         Path(options.json).write_text(json.dumps(metrics, indent=2) + "\n")
     return 0

@@ -1,31 +1,51 @@
 """Options from the command line and from ``--config run.yaml``; flags win over the file."""
 
-import sys
-from collections.abc import Sequence
+import json
+import os
+from argparse import Action
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
 
 from qskd.errors import ConfigError
 
+_NOTHING = ("", "~", "null", "Null", "NULL")  # YAML's ways of saying None
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, without the two hundred options that are not."""
+        raise ConfigError(message)
+
 
 def parse(command: str, description: str, kinds: Sequence[type], arguments: Sequence[str]) -> tuple[Any, ...]:
     """One instance of every dataclass in ``kinds``.
 
     Raises:
-        ConfigError: the file cannot be read, or names an option that does not exist.
-        SystemExit: the arguments cannot be parsed (status 2), or help was asked for (0).
+        ConfigError: the file cannot be read, an option does not exist, or values cannot be.
+        SystemExit: help was asked for.
     """
-    parser = HfArgumentParser(kinds, prog=f"qskd {command}", description=description)
+    parser = _Parser(kinds, prog=f"qskd {command}", description=description)
+    parser.add_argument("--config", metavar="FILE", help="YAML file with options by name; flags win over it.")
+    options = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
     rest, config = _split_config(list(arguments))
     if config is not None:
-        parser.set_defaults(**_read_yaml(config, {action.dest for action in parser._actions}))
-        for action in parser._actions:
-            action.required = False
-    return tuple(parser.parse_args_into_dataclasses(args=rest, look_for_args_file=False))
+        rest = _from_file(parser, config, options) + rest
+    try:
+        *made, unknown = parser.parse_args_into_dataclasses(
+            args=rest, look_for_args_file=False, return_remaining_strings=True
+        )
+    except ConfigError:
+        raise
+    except (ValueError, ImportError) as error:  # what transformers says about values that cannot be
+        raise ConfigError(str(error)) from error
+    if unknown:
+        raise ConfigError(_no_option(unknown[0], [f"--{name}" for name in options]))
+    return tuple(made[: len(kinds)])
 
 
 def _split_config(arguments: list[str]) -> tuple[list[str], Path | None]:
@@ -39,24 +59,45 @@ def _split_config(arguments: list[str]) -> tuple[list[str], Path | None]:
     return arguments, None
 
 
-def _read_yaml(path: Path, known: set[str]) -> dict[str, Any]:
+def _from_file(parser: HfArgumentParser, path: Path, options: Mapping[str, Action]) -> list[str]:
+    """The file's lines as the flags that say the same, so that both are checked alike."""
+    flags: list[str] = []
+    for name, (text, value) in _read_yaml(path).items():
+        if name not in options:
+            raise ConfigError(f"--config {path}: {_no_option(name, options)}")
+        if isinstance(text, str) and text not in _NOTHING:
+            flags.append(f"--{name}={text}")
+        elif isinstance(text, list) and options[name].nargs == "+":
+            flags += [f"--{name}", *text]
+        elif isinstance(text, dict):
+            flags.append(f"--{name}={json.dumps(value)}")
+        else:
+            parser.set_defaults(**{name: value})
+    return flags
+
+
+def _read_yaml(path: Path) -> dict[str, tuple[Any, Any]]:
+    """Every option as written and as YAML understands it, which takes ``no`` for False and ``1e-4`` for a text."""
     try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except FileNotFoundError as error:
-        raise ConfigError(f"--config {path}: there is no such file.") from error
-    except yaml.YAMLError as error:
+        content = path.read_text(encoding="utf-8")
+        texts, values = yaml.load(content, yaml.BaseLoader), yaml.safe_load(content)
+    except OSError as error:
+        raise ConfigError(f"--config {path} cannot be read ({error.strerror}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path} is not YAML: {error}") from error
-    if not isinstance(content, dict):
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
         raise ConfigError(f"--config {path} holds no `option: value` lines.")
-    for name in content:
-        if name not in known:
-            near = get_close_matches(str(name), known, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ConfigError(f"--config {path}: there is no option '{name}'.{hint}")
-    return content
+    return {name: (text, value) for (name, text), value in zip(texts.items(), values.values(), strict=True)}
+
+
+def _no_option(name: str, known: Sequence[str] | Mapping[str, Action]) -> str:
+    near = get_close_matches(name.split("=")[0], known, n=1)
+    return f"There is no option '{name}'." + (f" Did you mean '{near[0]}'?" if near else "")
 
 
 def show(line: str) -> None:
-    """Print a line at once."""
-    print(line, flush=True)
-    sys.stdout.flush()
+    """Print a line at once; of several processes, the first one does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)

@@ -1,0 +1,88 @@
+"""The command itself: help, version, exit statuses, and how little it imports for them."""
+
+import subprocess
+import sys
+
+import pytest
+
+import qskd
+from qskd.cli import COMMANDS, main
+
+
+def python(*arguments, **options):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, **options)
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"], ["help"]])
+def test_help_lists_every_command(capsys, arguments):
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("usage: qskd <command>")
+    for name, what in COMMANDS.items():
+        assert f"  {name.ljust(7)}  {what}" in printed
+
+
+@pytest.mark.parametrize("flag", ["--version", "-V"])
+def test_the_version_is_that_of_the_package(capsys, flag):
+    assert main([flag]) == 0
+    assert capsys.readouterr().out == f"qskd {qskd.__version__}\n"
+
+
+@pytest.mark.parametrize("name", ["distil", "--data", "TRAIN"])
+def test_an_unknown_command_is_status_2_and_the_commands_are_named(capsys, name):
+    assert main([name]) == 2
+    told = capsys.readouterr().err
+    assert f"unknown command '{name}'" in told
+    assert all(command in told for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["train", "distill", "eval", "demo"])
+def test_every_command_explains_its_options(capsys, command):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    assert f"usage: qskd {command}" in printed
+    assert "--config" in printed
+    if command in ("train", "distill"):
+        for flag in ("--data", "--output_dir", "--max_steps", "--per_device_train_batch_size", "--ema_decay"):
+            assert flag in printed
+    if command == "distill":
+        for flag in ("--teacher", "--student_backbone", "--method", "--no-preflight", "--selection_cap", "--agfd_mask"):
+            assert flag in printed
+
+
+def test_bad_input_is_status_2_with_a_reason_and_no_traceback(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--model", "nowhere/at/all", "--data", "nowhere", "--output_dir", "run"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("qskd train: nowhere is not a folder")
+    assert "Traceback" not in captured.err + captured.out
+
+
+def test_an_interruption_is_status_130(capsys, monkeypatch):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qskd.cli.env.run", interrupted)
+    assert main(["env"]) == 130
+    assert capsys.readouterr().err == "qskd env: interrupted\n"
+
+
+def test_env_names_versions_and_devices(capsys):
+    assert main(["env"]) == 0
+    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert {"python", "torch", "transformers", "threads", "cuda"} <= printed.keys()
+    assert printed["qskd"] == qskd.__version__
+
+
+def test_the_module_is_the_command_and_help_imports_no_torch():
+    script = "import runpy, sys; sys.argv = ['qskd', '--help']\n"
+    script += "try: runpy.run_module('qskd', run_name='__main__')\n"
+    script += "except SystemExit as end: print(end.code, 'torch' in sys.modules, 'transformers' in sys.modules)"
+    done = python("-c", script)
+    assert done.stdout.startswith("usage: qskd <command>"), done.stderr
+    assert done.stdout.splitlines()[-1] == "0 False False"
+    unknown = python("-m", "qskd", "distil")
+    assert unknown.returncode == 2
+    assert "unknown command 'distil'" in unknown.stderr
