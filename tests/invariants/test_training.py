@@ -103,6 +103,21 @@ def test_a_run_refuses_to_resume_under_another_teacher(tmp_path, scenes, tiny_fo
         )
 
 
+@pytest.mark.parametrize(
+    ("student", "changed", "what"),
+    [("rt_detr_student", {"selection_cap": 5}, "selection.cap is 10"), ("rt_detr_teacher", {}, "student is 'rt_detr")],
+    ids=["method option", "student"],
+)
+def test_a_run_refuses_to_resume_as_another(tmp_path, scenes, tiny_folders, student, changed, what):
+    run = distill(tmp_path / "run", scenes, tiny_folders, save_strategy="steps", save_steps=1)
+    with pytest.raises(qskd.QskdError, match=f"belongs to another run: its {what}"):
+        qskd.distill(
+            teacher=str(tiny_folders["rt_detr_teacher"]),
+            student=str(tiny_folders[student]),
+            **tiny_run(run, scenes, preflight=False, resume_from_checkpoint="last", **changed),
+        )
+
+
 def test_distilling_with_weight_zero_is_plain_training(tmp_path, scenes, tiny_folders):
     taught = distill(tmp_path / "taught", scenes, tiny_folders, method="none")
     qskd.train(model=str(tiny_folders["rt_detr_student"]), **tiny_run(tmp_path / "plain", scenes))

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 
 COMMANDS: dict[str, str] = {
@@ -26,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"qskd {__version__}")
         return 0
     if given[0] not in COMMANDS:
-        print(f"qskd: unknown command '{given[0]}'. Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
+        near = get_close_matches(given[0], COMMANDS, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        print(f"qskd: unknown command '{given[0]}'.{hint} Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     # Imported here: `qskd --help` must not wait for torch.
     from transformers.utils import logging

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from qskd.cli.parsing import show
 from qskd.runs.comparing import compare
-from qskd.runs.options import DataOptions
+from qskd.runs.options import SourceOptions
 
 
 def run(arguments: Sequence[str]) -> int:
     """Put runs side by side."""
     given = _parser().parse_intermixed_args(list(arguments))
     has_data = any(value is not None for value in (given.data, given.val_annotations, given.val_images))
-    data = DataOptions(data=given.data, val_annotations=given.val_annotations, val_images=given.val_images)
+    data = SourceOptions(data=given.data, val_annotations=given.val_annotations, val_images=given.val_images)
     made = compare(given.runs, given.output_dir, data=data if has_data else None, images=given.images)
     show(made.table)
     show(f"report: {made.html}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from qskd.cli.parsing import parse, show
 from qskd.reporting.tables import metrics_line, percent, text_table
 from qskd.runs.evaluating import evaluate
-from qskd.runs.options import DataOptions, ModelOptions
+from qskd.runs.options import ModelOptions, SourceOptions
 
 
 @dataclass
@@ -23,7 +23,7 @@ class EvalOptions:
 def run(arguments: Sequence[str]) -> int:
     """Measure a model on a split."""
     model, data, options = parse(
-        "eval", "COCO metrics of a model on a split.", (ModelOptions, DataOptions, EvalOptions), arguments
+        "eval", "COCO metrics of a model on a split.", (ModelOptions, SourceOptions, EvalOptions), arguments
     )
     metrics = evaluate(model, data, split=options.split, batch_size=options.batch_size)
     rows = [[name, percent(value)] for name, value in metrics["per_class"].items()]

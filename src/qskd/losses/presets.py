@@ -116,6 +116,14 @@ def option_names() -> list[str]:
     return [f"{room.name}.{option.name}" for room in rooms for option in fields(_room_type(room.name))]
 
 
+def options_of(settings: MethodSettings) -> dict[str, Any]:
+    """The value of every option by its dotted name."""
+    rooms = {room.name: getattr(settings, room.name) for room in fields(settings)}
+    return {
+        f"{name}.{option.name}": getattr(room, option.name) for name, room in rooms.items() for option in fields(room)
+    }
+
+
 def build_terms(settings: MethodSettings, *, student: DetrFacts, teacher: DetrFacts) -> dict[str, tuple[Term, float]]:
     """The terms whose weight is not 0, by name, with their weights.
 

@@ -268,6 +268,12 @@ def weights_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def structure_fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names and shapes of a model's state: what weights must fit it."""
+    rows = sorted(f"{name}|{tuple(tensor.shape)}" for name, tensor in model.state_dict().items())
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
 def same_model(a: DetrAdapter, b: DetrAdapter) -> bool:
     """Whether two models hold the same weights, bit by bit."""
     return weights_fingerprint(a.model) == weights_fingerprint(b.model)

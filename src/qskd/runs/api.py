@@ -8,7 +8,7 @@ from typing import Any
 
 from qskd.errors import ConfigError
 from qskd.runs import distilling, evaluating, training
-from qskd.runs.options import DataOptions, MethodOptions, ModelOptions, PairOptions
+from qskd.runs.options import DataOptions, MethodOptions, ModelOptions, PairOptions, SourceOptions
 from qskd.runs.training import RunResult
 from qskd.trainer import DistillationConfig
 
@@ -48,7 +48,7 @@ def distill(**options: Any) -> RunResult:
 
 def evaluate(split: str = "val", batch_size: int = 8, **options: Any) -> dict[str, Any]:
     """COCO metrics of a model on a split, as `qskd eval` does: a dictionary with AP, AP50, ..., ``per_class``."""
-    model, data = _split(options, (ModelOptions, DataOptions))
+    model, data = _split(options, (ModelOptions, SourceOptions))
     return evaluating.evaluate(model, data, split=split, batch_size=batch_size)
 
 

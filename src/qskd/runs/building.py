@@ -13,7 +13,7 @@ from qskd.errors import ConfigError
 from qskd.models.adapter import DetrAdapter
 from qskd.models.loading import BoxFrame, load_model, new_model
 from qskd.models.processors import image_size_of
-from qskd.runs.options import DataOptions
+from qskd.runs.options import DataOptions, SourceOptions
 
 _READERS = 8  # files looked at together: network disks answer slowly, but many at a time
 
@@ -36,7 +36,7 @@ class Splits:
         return [f"{name}: {line}" for name, index in both.items() if index for line in index.problems.lines()]
 
 
-def open_split(options: DataOptions, split: str, class_names: Sequence[str] | None = None) -> CocoIndex | None:
+def open_split(options: SourceOptions, split: str, class_names: Sequence[str] | None = None) -> CocoIndex | None:
     """One split of the data, or None for a validation split where only files to train on were named.
 
     Raises:
@@ -60,7 +60,7 @@ def open_split(options: DataOptions, split: str, class_names: Sequence[str] | No
     return CocoIndex.load(Path(annotations), Path(images), class_names=class_names, strict=options.strict_data)
 
 
-def open_splits(options: DataOptions) -> Splits:
+def open_splits(options: SourceOptions) -> Splits:
     """Training and validation split, the second read with the first one's vocabulary."""
     train = open_split(options, "train")
     assert train is not None
@@ -85,7 +85,7 @@ def check_images(index: CocoIndex) -> None:
             pass
 
 
-def choose_size(options: DataOptions, adapters: Sequence[DetrAdapter], sources: Sequence[str | None]) -> ImageSize:
+def choose_size(options: SourceOptions, adapters: Sequence[DetrAdapter], sources: Sequence[str | None]) -> ImageSize:
     """The size images are resized to: what the options say, else what the first model's processor says.
 
     Raises:

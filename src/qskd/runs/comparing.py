@@ -16,7 +16,7 @@ from qskd.reporting.pictures import SCORE, class_colour, data_uri, detection_she
 from qskd.reporting.records import RunRecord
 from qskd.reporting.report import Panel, Pictures, write_report
 from qskd.runs import building, picturing
-from qskd.runs.options import DataOptions
+from qskd.runs.options import SourceOptions
 from qskd.runs.reading import Run, name_teachers, open_runs, teacher_folder
 
 
@@ -33,7 +33,9 @@ class Comparison:
     pictures: Path | None  # the drawn detections as one JPEG; None where there are none
 
 
-def compare(runs: Sequence[Path], output_dir: Path, *, data: DataOptions | None = None, images: int = 6) -> Comparison:
+def compare(
+    runs: Sequence[Path], output_dir: Path, *, data: SourceOptions | None = None, images: int = 6
+) -> Comparison:
     """Write report.html, report.md, report.json and pictures.jpg about finished runs.
 
     Args:
@@ -80,7 +82,7 @@ class Sitter:
     fingerprint: str = ""  # that its weights must have; empty for any
 
 
-def draw_pictures(runs: Sequence[Run], data: DataOptions | None, images: int, sheet: Path) -> Pictures:
+def draw_pictures(runs: Sequence[Run], data: SourceOptions | None, images: int, sheet: Path) -> Pictures:
     """Ground truth, teachers, baselines and distilled models on the same validation images.
 
     Args:
@@ -112,7 +114,7 @@ def draw_pictures(runs: Sequence[Run], data: DataOptions | None, images: int, sh
         return Pictures(notes=[f"No pictures: {error}"])
 
 
-def _open_data(runs: Sequence[Run], data: DataOptions | None) -> tuple[CocoIndex | None, str]:
+def _open_data(runs: Sequence[Run], data: SourceOptions | None) -> tuple[CocoIndex | None, str]:
     """The validation split, or why there is none."""
     if data is not None:
         return building.open_split(data, "val"), "No pictures: the validation split holds no images."
@@ -128,9 +130,9 @@ def _open_data(runs: Sequence[Run], data: DataOptions | None) -> tuple[CocoIndex
     return None, f"No pictures: the validation images are not where the runs had them{reason}. Give --data."
 
 
-def _data_of(record: RunRecord) -> DataOptions:
+def _data_of(record: RunRecord) -> SourceOptions:
     config = record.config
-    return DataOptions(
+    return SourceOptions(
         data=config.get("data"),
         train_annotations=config.get("train_annotations"),
         train_images=config.get("train_images"),

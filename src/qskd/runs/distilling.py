@@ -13,7 +13,7 @@ from transformers import set_seed
 from qskd.distiller import Distiller, TeacherSide
 from qskd.errors import ConfigError
 from qskd.labels import LabelMap
-from qskd.losses.presets import MethodSettings, build_terms
+from qskd.losses.presets import MethodSettings, build_terms, options_of
 from qskd.models.adapter import DetrAdapter
 from qskd.models.deriving import StudentShape, derive_student
 from qskd.models.loading import as_teacher, weights_fingerprint, with_class_names
@@ -119,7 +119,7 @@ class Distillation(Job):
             resume,
             kind="distill",
             method=method,
-            identity={"teacher": fingerprint, "classes": list(self.splits.class_names), "method": method},
+            identity={"teacher": fingerprint, "method": method, **options_of(self.settings)},
             distiller=distiller,
             teacher=teacher_side,
             extra={"teacher": {"metrics": metrics, "cost": cost, "fingerprint": fingerprint}},

@@ -15,10 +15,10 @@ from qskd.evaluation.streaming import evaluate_detector
 from qskd.labels import LabelMap
 from qskd.models.adapter import DetrAdapter
 from qskd.runs import building
-from qskd.runs.options import DataOptions, ModelOptions
+from qskd.runs.options import ModelOptions, SourceOptions
 
 
-def evaluate(model: ModelOptions, data: DataOptions, *, split: str = "val", batch_size: int = 8) -> dict[str, Any]:
+def evaluate(model: ModelOptions, data: SourceOptions, *, split: str = "val", batch_size: int = 8) -> dict[str, Any]:
     """COCO metrics of a trained model on a split, its classes matched to the data's by name."""
     if model.model is None:
         raise building.missing_option("--model", "a hub id or the folder of a trained model")

@@ -8,8 +8,8 @@ from qskd.losses.presets import PRESETS, MethodSettings, option_names, resolve
 
 
 @dataclass
-class DataOptions:
-    """The images and how they are prepared."""
+class SourceOptions:
+    """The images and the size they are given to models in."""
 
     data: str | None = field(
         default=None, metadata={"help": "Folder with annotations/instances_{train,val}.json and images/."}
@@ -30,8 +30,18 @@ class DataOptions:
         metadata={"help": "Longest edge; keeps the aspect ratio (families that read padding only)."},
     )
     strict_data: bool = field(
-        default=False, metadata={"help": "Refuse degenerate and outside boxes instead of dropping them."}
+        default=False,
+        metadata={
+            "help": "Refuse degenerate and outside boxes instead of dropping them.",
+            "aliases": ["--strict"],
+        },
     )
+
+
+@dataclass
+class DataOptions(SourceOptions):
+    """The images of a training, and how they are varied."""
+
     flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
     crop: float = field(default=0.5, metadata={"help": "Probability of a crop that keeps objects."})
     zoom_out: float = field(default=0.0, metadata={"help": "Probability of shrinking the image on a canvas."})

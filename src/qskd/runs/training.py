@@ -15,7 +15,7 @@ from qskd.distiller import Distiller, TeacherSide
 from qskd.evaluation.cost import cost_of
 from qskd.losses.set_prediction import SetPredictionLoss
 from qskd.models.adapter import DetrAdapter
-from qskd.models.loading import with_class_names
+from qskd.models.loading import structure_fingerprint, with_class_names
 from qskd.models.processors import save_model
 from qskd.runs import building
 from qskd.runs.evaluating import evaluate_adapter
@@ -52,7 +52,7 @@ def train(model: ModelOptions, data: DataOptions, config: DistillationConfig) ->
     adapter = with_class_names(adapter, splits.class_names)
     size = building.choose_size(data, [adapter], [model.model])
     job = Job(folder, splits, size, adapter, config, data, changed_options(model, data, config))
-    return job.run(resume, kind="train", method="none", identity={"classes": list(splits.class_names)})
+    return job.run(resume, kind="train", method="none", identity={})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +85,16 @@ class Job:
     def trainer(
         self, distiller: Distiller, teacher: TeacherSide | None, identity: dict[str, Any]
     ) -> DistillationTrainer:
-        """The trainer of this job."""
+        """The trainer of this job; ``identity`` is what a resumed run must share beside classes and student."""
         train_data, val_data = self.datasets()
+        student = f"{self.student.family} {structure_fingerprint(self.student.model)[:12]}"
         return DistillationTrainer(
             distiller,
             self.config,
             train_data,
             val_data,
             teacher=teacher,
-            identity=identity,
+            identity={**identity, "classes": list(self.splits.class_names), "student": student},
             save_student=lambda adapter, path: _save(adapter, path, self.size),
         )
 

@@ -66,7 +66,7 @@ class CocoIndex:
         names_, ids, class_of = _read_categories(annotations, content, class_names)
         table = read_annotations(annotations, content, records, class_of, problems)
         if strict and (refused := [line for line in problems.lines() if "dropped" in line]):
-            raise DataError(f"{annotations}: {'; '.join(refused)}. Mend these boxes, or load without strict.")
+            raise DataError(f"{annotations}: {'; '.join(refused)}. Mend these boxes, or leave out --strict.")
         return cls(names_, ids, records, table, problems)
 
     def __len__(self) -> int:
