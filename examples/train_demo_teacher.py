@@ -50,16 +50,19 @@ def main() -> None:
     )
     adapter = qskd.load_model(run.model)
     adapter.model.to(torch.float16)
-    bundle = save_model(adapter, folder / "bundle", size=ImageSize(square=IMAGE_SIZE))
-    demo_scenes = draw_scenes(folder / "demo_scenes")
-    metrics = qskd.evaluate(model=str(bundle), data=str(demo_scenes))
-    print(f"{bundle}: AP {100 * metrics['AP']:.1f} on the demo's validation scenes")
+    bundle, size = folder / "bundle", ImageSize(square=IMAGE_SIZE)
+    save_model(adapter, bundle, size=size)
+    metrics = qskd.evaluate(model=str(bundle), data=str(draw_scenes(folder / "demo_scenes")))
+    score = f"AP {100 * metrics['AP']:.1f} on the demo's validation scenes"
+    card = f"{score}, after {options.steps} steps of `examples/train_demo_teacher.py`; weights in half precision."
+    save_model(adapter, bundle, size=size, extra_card=card)
+    print(f"{bundle}: {score}")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo_teacher"))
-    parser.add_argument("--steps", type=int, default=6000, help="optimiser steps of 16 images")
+    parser.add_argument("--steps", type=int, default=4000, help="optimiser steps of 16 images")
     parser.add_argument("--resume", action="store_true", help="continue after an interruption")
     return parser.parse_args()
 

@@ -25,7 +25,7 @@ class DemoOptions:
     """What can be changed about the demo."""
 
     output_dir: str = field(default="runs/demo", metadata={"help": "Where everything goes."})
-    steps: int = field(default=500, metadata={"help": "Optimiser steps of each of the two trainings."})
+    steps: int = field(default=400, metadata={"help": "Optimiser steps of each of the two trainings."})
     seed: int = field(default=0, metadata={"help": "Of the student's initial weights and the data order."})
     method: str = field(default="qskd", metadata={"help": "The distillation method."})
 
