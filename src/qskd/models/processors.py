@@ -162,6 +162,7 @@ Trained with qskd on images of {size}. Boxes are fractions of {frame}.
 
 ```python
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
 processor = AutoImageProcessor.from_pretrained("{folder}")
 model = AutoModelForObjectDetection.from_pretrained("{folder}")
 ```
