@@ -30,6 +30,7 @@ def test_equal_runs_give_no_warning():
         ({"environment": {"torch": "2.14", "platform": "Linux"}}, "versions: torch 2.11 (a); torch 2.14 (b)"),
         ({"validation": "b" * 64}, "validation annotations"),
         ({"cost": COST | {"device": "cuda:0"}}, "Latencies cannot be compared"),
+        ({"cost": COST | {"latency_ms": 9.0}}, "the same model took 5.0 ms in a and 9.0 in b"),
         ({"metrics": METRICS | {"AP": None}}, "No AP was measured for b."),
         ({"metrics": {}}, "No AP was measured for b."),
         ({"resumed": True}, "after the interruption: b."),

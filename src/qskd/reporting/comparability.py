@@ -26,6 +26,7 @@ _OPTIONS = (  # of the training itself; a baseline and a distillation should sha
     "bf16",
     "fp16",
 )
+_DOUBTFUL = 1.3  # times the latency of a model of the same shape
 _VERSIONS = ("qskd", "torch", "torchvision", "transformers")
 
 
@@ -41,6 +42,7 @@ def warnings_about(runs: Sequence[RunRecord], groups: Sequence[Group]) -> list[s
         *_unequal(students),
         *(line for group in groups for line in _unlike_reference(group, groups)),
         *_latencies(runs),
+        *_busy_machines(runs),
         *_single(runs),
     ]
 
@@ -135,6 +137,25 @@ def _latencies(runs: Sequence[RunRecord]) -> list[str]:
         line.replace("The runs differ in", "Latencies cannot be compared, the runs differ in")
         for line in _disagreement("where they were measured", runs, conditions)
     ]
+
+
+def _busy_machines(runs: Sequence[RunRecord]) -> list[str]:
+    """Models of one shape are equally fast; where they were not, something else ran beside them."""
+    alike: dict[tuple[Any, ...], list[tuple[float, str]]] = {}
+    for run in runs:
+        latency = finite(run.cost.get("latency_ms"))
+        if latency is not None:
+            shape = (run.family, run.parameters, run.cost.get("gflops"), run.cost.get("device"), tuple(run.image_size))
+            alike.setdefault(shape, []).append((latency, run.name))
+    lines = []
+    for found in alike.values():
+        (fastest, one), (slowest, other) = min(found), max(found)
+        if slowest > _DOUBTFUL * fastest:
+            lines.append(
+                f"Latencies are doubtful, the same model took {fastest:.1f} ms in {one} and {slowest:.1f} in {other}: "
+                "the machine was busy with something else."
+            )
+    return lines
 
 
 def _single(runs: Sequence[RunRecord]) -> list[str]:
