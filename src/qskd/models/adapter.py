@@ -4,6 +4,7 @@ An adapter holds a model and ends, before any loss sees a tensor, all the ways i
 stacks of (layers, batch) or (batch, layers), softmax or sigmoid heads, padded canvases, denoising queries.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
@@ -123,6 +124,11 @@ class DetrAdapter(ABC):
         """Q, the queries whose predictions a view holds."""
         config: Any = self.model.config
         return int(config.two_stage_num_proposals if getattr(config, "two_stage", False) else config.num_queries)
+
+    @property
+    def size_multiple(self) -> int:
+        """Both sides of an image must be multiples of it."""
+        return 1 if self.reads_padding else math.lcm(*self.strides)
 
     @property
     def id2label(self) -> dict[int, str]:

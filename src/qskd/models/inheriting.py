@@ -8,17 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from qskd.models.classes import class_rows, copy_rows, is_class_layer
+from qskd.models.initialising import BACKBONE
 
-_QUERIES = re.compile(r"(query_position_embeddings|query_refpoint_embeddings|weight_embedding)$")
-_BACKBONE = re.compile(r"(^|\.)backbone\.")
-_DECODER_LAYER = re.compile(r"(decoder\.layers|class_embed|bbox_embed)\.(\d+)(?=\.|$)")
+_QUERY_NAMES = r"query_position_embeddings|query_refpoint_embeddings|weight_embedding|reference_point_embed|query_feat"
+_QUERIES = re.compile(rf"({_QUERY_NAMES})$")
+_DECODER_LAYER = re.compile(r"\b(decoder\.layers|class_embed|bbox_embed|lqe_layers)\.(\d+)(?=\.|$)")
 _ENCODER_LAYER = re.compile(r"(encoder(?:\.aifi\.\d+)?\.layers)\.(\d+)(?=\.|$)")
 
 _GROUPS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("backbone", _BACKBONE),
-    ("class heads", re.compile(r"class_embed|class_labels_classifier|enc_score_head")),
-    ("box heads", re.compile(r"bbox_embed|bbox_predictor|enc_bbox_head")),
-    ("queries", re.compile(r"query_position_embeddings|query_refpoint_embeddings|weight_embedding|patterns")),
+    ("backbone", BACKBONE),
+    ("class heads", re.compile(r"class_embed|class_labels_classifier|enc_score_head|lqe_layers")),
+    ("box heads", re.compile(r"bbox_embed|bbox_predictor|bbox_head")),
+    ("queries", re.compile(rf"{_QUERY_NAMES}|patterns")),
     ("encoder", re.compile(r"\bencoder\.")),
     ("decoder", re.compile(r"\bdecoder\.")),
     ("projections", re.compile(r"")),
@@ -70,8 +71,7 @@ def layer_choice(target_layers: int, source_layers: int) -> tuple[int, ...]:
 
     Six layers to three: 1, 3 and 5, counted from 0. A target with more layers than the source repeats some.
     """
-    step = source_layers / target_layers
-    return tuple(max(round((layer + 1) * step) - 1, 0) for layer in range(target_layers))
+    return tuple(max(round((layer + 1) * source_layers / target_layers) - 1, 0) for layer in range(target_layers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +84,11 @@ class Lineage:
     rows: tuple[int, ...]  # source row of every target class, the extra row of a head not counted; -1: none
     source_classes: int
     backbone: bool = True  # whether the backbones have the same architecture
+    query_groups: int = 1  # equal parts of the learned queries, each with a first one
 
     def source_name(self, name: str) -> str:
         """The name, in the source, of a module of the target."""
-        if _BACKBONE.search(name):
+        if BACKBONE.search(f"{name}."):
             return name
         name = _DECODER_LAYER.sub(lambda match: f"{match[1]}.{self._decoder_layer(int(match[2]))}", name)
         return _ENCODER_LAYER.sub(lambda match: f"{match[1]}.{self.encoder[int(match[2])]}", name)
@@ -113,7 +114,7 @@ def inherit_weights(target: nn.Module, source: nn.Module, lineage: Lineage) -> I
     modules = dict(source.named_modules(remove_duplicate=False))
     taken: dict[int, int] = {}  # weights copied, by the address of the target's tensor
     for name, module in target.named_modules(remove_duplicate=False):
-        if not lineage.backbone and _BACKBONE.search(f"{name}."):
+        if not lineage.backbone and BACKBONE.search(f"{name}."):
             continue
         origin = modules.get(lineage.source_name(name), modules.get(name))
         if origin is None:
@@ -136,12 +137,18 @@ def _copy_module(name: str, module: nn.Module, origin: nn.Module, lineage: Linea
     if is_class_layer(name):
         return copy_rows(pairs, class_rows(len(pairs[0][0]), lineage.rows, lineage.source_classes))
     if _QUERIES.search(name):
-        return copy_rows(pairs, range(min(len(pairs[0][0]), len(pairs[0][1]))))
+        return copy_rows(pairs, _query_rows(len(pairs[0][0]), len(pairs[0][1]), lineage.query_groups))
     if any(mine.shape != other.shape for mine, other in pairs):
         return []
     for mine, other in pairs:
         mine.copy_(other)
     return [(mine, mine.numel()) for mine, _ in pairs]
+
+
+def _query_rows(target: int, source: int, groups: int) -> list[int]:
+    """The source row of each query: of every group the first ones, -1 where the source has no more."""
+    mine, theirs = target // groups, source // groups
+    return [group * theirs + query if query < theirs else -1 for group in range(groups) for query in range(mine)]
 
 
 def _own_state(module: nn.Module) -> dict[str, Tensor]:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 CLASS_HEAD = re.compile(r"(class_embed(\.\d+)?|class_labels_classifier|enc_score_head)$")
-_BOX_HEAD = re.compile(r"(bbox_embed(\.\d+)?|bbox_predictor|enc_bbox_head)\.layers\.\d+$")
-_BACKBONE = re.compile(r"(^|\.)backbone\.")
+BACKBONE = re.compile(r"(^|\.)(backbone|conv_encoder\.model)\.(?!projector\.)")
+"""In a module's name with a point after it: part of the backbone. LW-DETR's projector is none, by its name alone."""
+_BOX_HEAD = re.compile(r"(bbox_embed(\.\d+)?|bbox_predictor|enc_bbox_head|pre_bbox_head|reg_conf)\.layers\.\d+$")
 _DEFORMABLE_ATTENTION = re.compile(r"MultiscaleDeformableAttention$")
 _POSITIONS = ("row_embeddings", "column_embeddings")  # learned ones: uniform, as Hugging Face draws them
-SOFTMAX_FAMILIES = frozenset({"detr"})
+SOFTMAX_FAMILIES = frozenset({"detr", "table-transformer"})
 _PRIOR = 0.01  # probability of every class before training, as in the focal loss paper
 
 
@@ -46,26 +47,27 @@ def initialise_detector(model: nn.Module) -> None:
 
     Source: the published code of each family. Linear layers and Deformable DETR's projections are Xavier
     uniform, other convolutions and the norms PyTorch's defaults, queries N(0, 1), the last layer of box heads
-    0 (not DETR's, whose queries would be alike), class biases log(p / (1 - p)), p = 0.01, for sigmoid heads.
+    0 (not DETR's, whose queries would be alike), D-FINE's gates half open, LW-DETR's reference boxes the
+    proposals, class biases log(p / (1 - p)), p = 0.01, for sigmoid heads.
     Departure: RT-DETR's linear layers are Xavier as well, where its code leaves PyTorch's default, and all of
     Deformable DETR's box heads, not the first alone, start with small boxes.
     """
     family = str(model.config.model_type)  # type: ignore[union-attr]
     kept: set[int] = set()  # deformable attention is drawn well by Hugging Face
     for name, module in model.named_modules():
-        if _BACKBONE.search(f"{name}."):
+        if BACKBONE.search(f"{name}."):
             continue
         if _DEFORMABLE_ATTENTION.search(type(module).__name__):
             kept.update(map(id, module.modules()))
         if id(module) not in kept:
             _draw(name, module, xavier_convolutions=family == "deformable_detr")
-    if family != "detr":
-        _zero_box_heads(model, family)
     if family not in SOFTMAX_FAMILIES:
+        _zero_box_heads(model, family)
+        _zero_gates(model)
         _fill_class_priors(model)
 
 
-_RESET = (nn.Conv1d, nn.Conv2d, nn.BatchNorm2d, nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
+_RESET = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
 
 
 def _draw(name: str, module: nn.Module, *, xavier_convolutions: bool) -> None:
@@ -89,6 +91,13 @@ def _zero_box_heads(model: nn.Module, family: str) -> None:
             layer.bias[2:] = -2.0
 
 
+def _zero_gates(model: nn.Module) -> None:
+    """D-FINE's gates start half open, LW-DETR's queries at the proposals themselves."""
+    for name, module in model.named_modules():
+        if name.endswith(("gateway.gate", "reference_point_embed")) and isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.zeros_(module.weight)
+
+
 def _fill_class_priors(model: nn.Module) -> None:
     for name, module in model.named_modules(remove_duplicate=False):
         if CLASS_HEAD.search(name) and isinstance(module, nn.Linear):
@@ -101,10 +110,12 @@ def class_bias() -> float:
 
 
 def backbone_of(model: nn.Module) -> nn.Module:
-    """The convolutional backbone of a Hugging Face DETR, whatever the wrapping of its family."""
-    backbone: nn.Module = model.model.backbone  # type: ignore[union-attr,assignment]
-    encoder = getattr(backbone, "conv_encoder", backbone)  # DAB-DETR wraps once more
-    return encoder.model  # type: ignore[return-value]
+    """The backbone of a Hugging Face DETR, whatever the wrapping of its family."""
+    network: Any = model.model
+    wrapping = network.conv_encoder if hasattr(network, "conv_encoder") else network.backbone  # DEIMv2's name
+    wrapping = getattr(wrapping, "conv_encoder", wrapping)  # DAB-DETR wraps once more
+    backbone: nn.Module = wrapping.backbone if hasattr(wrapping, "backbone") else wrapping.model
+    return backbone
 
 
 def thaw_backbone(model: nn.Module) -> None:

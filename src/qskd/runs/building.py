@@ -1,5 +1,6 @@
 """From options to objects: datasets, models, the distiller."""
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -94,6 +95,8 @@ def choose_size(options: SourceOptions, adapters: Sequence[DetrAdapter], sources
     if options.max_image_size is not None and options.image_size is None:
         raise ConfigError("--max_image_size is the longest edge; give the shortest with --image_size.")
     fixed = [adapter.family for adapter in adapters if not adapter.reads_padding]
+    step = math.lcm(*(adapter.size_multiple for adapter in adapters))
+    usual = ImageSize(square=_nearest(640, step))
     if options.max_image_size is not None and fixed:
         raise ConfigError(
             f"--max_image_size keeps the aspect ratio and pads, but {', '.join(fixed)} reads no padding mask. "
@@ -105,18 +108,19 @@ def choose_size(options: SourceOptions, adapters: Sequence[DetrAdapter], sources
         size = ImageSize(square=options.image_size)
     else:
         known = [image_size_of(source) for source in sources if source and not source.endswith(".json")]
-        size = next((found for found in known if found is not None), None) or ImageSize(square=640)
+        size = next((found for found in known if found is not None), None) or usual
         if size.square is None and fixed:
-            size = ImageSize(square=640)
-    coarsest = max(
-        (stride for adapter in adapters if not adapter.reads_padding for stride in adapter.strides), default=1
-    )
-    if size.square is not None and size.square % coarsest:
+            size = usual
+    if size.square is not None and size.square % step:
         raise ConfigError(
-            f"--image_size {size.square} is not a multiple of {coarsest}, the coarsest stride of {', '.join(fixed)}. "
-            f"Try {round(size.square / coarsest) * coarsest or coarsest}."
+            f"--image_size {size.square} is not a multiple of {step}, which {', '.join(fixed)} needs. "
+            f"Try {_nearest(size.square, step)}."
         )
     return size
+
+
+def _nearest(size: int, step: int) -> int:
+    return round(size / step) * step or step
 
 
 def datasets(

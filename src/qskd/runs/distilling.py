@@ -15,8 +15,9 @@ from qskd.errors import ConfigError
 from qskd.labels import LabelMap
 from qskd.losses.presets import MethodSettings, build_terms, options_of
 from qskd.models.adapter import DetrAdapter
-from qskd.models.deriving import StudentShape, derive_student
+from qskd.models.deriving import derive_student
 from qskd.models.loading import as_teacher, weights_fingerprint, with_class_names
+from qskd.models.shaping import StudentShape
 from qskd.runs import building, preflight
 from qskd.runs.evaluating import evaluate_adapter
 from qskd.runs.folder import RunFolder, changed_options
