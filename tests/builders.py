@@ -14,9 +14,20 @@ from transformers import (
     DetrConfig,
     DetrForObjectDetection,
     ResNetConfig,
+    TableTransformerConfig,
+    TableTransformerForObjectDetection,
 )
 
 from builders_deformable import tiny_deformable_detr, tiny_rt_detr
+from builders_realtime import (
+    tiny_d_fine,
+    tiny_deimv2,
+    tiny_deimv2_dinov3,
+    tiny_deimv2_lite,
+    tiny_lw_detr,
+    tiny_rf_detr,
+    tiny_rt_detr_v2,
+)
 from qskd.data.batch import Batch, Targets
 
 NUM_CLASSES = 5
@@ -39,6 +50,11 @@ def tiny_detr(**overrides: Any) -> DetrForObjectDetection:
     return _build(DetrForObjectDetection, DetrConfig, **({"d_model": 32} | overrides))
 
 
+def tiny_table_transformer(**overrides: Any) -> TableTransformerForObjectDetection:
+    """Table Transformer: DETR with norms before the blocks."""
+    return _build(TableTransformerForObjectDetection, TableTransformerConfig, **({"d_model": 32} | overrides))
+
+
 def tiny_conditional_detr(**overrides: Any) -> ConditionalDetrForObjectDetection:
     """Conditional DETR: sigmoid head, one reference point a query."""
     return _build(ConditionalDetrForObjectDetection, ConditionalDetrConfig, **({"d_model": 32} | overrides))
@@ -58,8 +74,23 @@ MODELS: dict[str, Callable[..., Any]] = {
     "deformable_detr": tiny_deformable_detr,
     "deformable_detr-refine": partial(tiny_deformable_detr, refine=True),
     "deformable_detr-two-stage": partial(tiny_deformable_detr, two_stage=True, refine=True),
+    "rt_detr_v2": tiny_rt_detr_v2,
+    "rt_detr_v2-discrete": partial(tiny_rt_detr_v2, decoder_method="discrete", decoder_offset_scale=0.7),
 }
 """What the contract tests of adapters run over: a builder takes overrides of its configuration."""
+
+FAMILY_OF = {name: name.partition("-")[0] if name not in ("dab-detr", "table-transformer") else name for name in MODELS}
+"""``config.model_type`` of each of them."""
+
+
+def size_for(name: str) -> tuple[int, int]:
+    """(height, width) of images that a tiny model reads."""
+    return (64, 64) if name == "rf_detr" else (64, 96)
+
+
+def batch_for(name: str, objects: Sequence[int] = (3, 0), **options: Any) -> "Batch":
+    """``random_batch`` of a size that one of ``MODELS`` reads."""
+    return random_batch([size_for(name)] * len(objects), objects, **options)
 
 
 def random_batch(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from qskd.models.view import AttentionReader
 
@@ -22,17 +23,17 @@ Grid = tuple[tuple[int, int], ...]
 class SamplingInputs:
     """What one layer's deformable cross-attention was given, without gradient."""
 
-    module: Any  # has Linears ``sampling_offsets`` and ``attention_weights``, and n_heads, n_levels, n_points
+    module: Any  # has Linears ``sampling_offsets`` and ``attention_weights``; points and heads: see below
     queries: Tensor  # [B, Q, D] hidden states plus position embeddings
     reference: Tensor  # [B, Q, levels or 1, 2 or 4] points (x, y) or boxes cxcywh, fractions of the canvas
 
 
-def sampling_inputs(module: nn.Module, call: dict[str, Any], first_query: int = 0) -> SamplingInputs:
-    """One recorded cross-attention call, from query ``first_query`` on (those before are denoising)."""
+def sampling_inputs(module: nn.Module, call: dict[str, Any], kept: slice = slice(None)) -> SamplingInputs:
+    """One recorded cross-attention call, of the ``kept`` queries (others are denoising, or of other groups)."""
     queries, position = call["hidden_states"].detach(), call.get("position_embeddings")
     if position is not None:
         queries = queries + position.detach()
-    return SamplingInputs(module, queries[:, first_query:], call["reference_points"].detach()[:, first_query:])
+    return SamplingInputs(module, queries[:, kept], call["reference_points"].detach()[:, kept])
 
 
 def deformable_attention(
@@ -117,7 +118,8 @@ def _geometry(grid: Grid, device: torch.device) -> Tensor:
 def _sample(layers: Sequence[SamplingInputs], chosen: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Sampling locations [L, B, K, heads, levels, points, 2] and attention [L, B, K, heads, levels, points].
 
-    Recomputed in float32 from the modules' own Linears, for the ``chosen`` [L, B, K] queries alone.
+    Recomputed in float32 from the modules' own Linears, for the ``chosen`` [L, B, K] queries alone. Levels with
+    fewer points than others are filled up with points of no attention.
     """
     size = torch.tensor([[width, height] for height, width in grid], device=chosen.device)[:, None]
     both = [_sample_layer(inputs, chosen[index], size) for index, inputs in enumerate(layers)]
@@ -127,16 +129,50 @@ def _sample(layers: Sequence[SamplingInputs], chosen: Tensor, grid: Grid) -> tup
 
 def _sample_layer(inputs: SamplingInputs, chosen: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """One layer of ``_sample``; ``size`` [levels, 1, 2] is the (width, height) of the levels."""
-    module = inputs.module
+    module, points = inputs.module, _points(inputs.module)
     rows = _take(inputs.queries, chosen).to(module.sampling_offsets.weight.dtype)  # [B, K, D]
     reference = _take(inputs.reference, chosen).float()[:, :, None, :, None]  # [B, K, 1, levels, 1, 2 or 4]
-    shape = (*chosen.shape, module.n_heads, module.n_levels, module.n_points)
-    offset = module.sampling_offsets(rows).float().view(*shape, 2)
-    attention = module.attention_weights(rows).float().view(*chosen.shape, module.n_heads, -1).softmax(-1)
+    flat = (*chosen.shape, module.n_heads, sum(points))
+    offset = _by_level(module.sampling_offsets(rows).float().view(*flat, 2), points, axis=3)
+    attention = _by_level(module.attention_weights(rows).float().view(flat).softmax(-1), points, axis=3)
     if reference.shape[-1] == 2:
-        return reference + offset / size, attention.view(shape)
-    # A box: the offsets are in units of half the box, divided among the points of a level.
-    return reference[..., :2] + offset / module.n_points * reference[..., 2:] * 0.5, attention.view(shape)
+        location = reference + offset / size
+    else:  # a box: the offsets are in units of half the box, or so, divided among the points of a level
+        counts = torch.tensor(points, device=chosen.device)[:, None, None]
+        location = reference[..., :2] + offset / counts * reference[..., 2:] * getattr(module, "offset_scale", 0.5)
+    return _snapped(location, size) if _method(module) == "discrete" else location, attention
+
+
+def _points(module: Any) -> tuple[int, ...]:
+    """Sampling points of each level, whatever the family calls them."""
+    for name in ("num_points_list", "n_points_list"):
+        if hasattr(module, name):
+            return tuple(getattr(module, name))
+    return (module.n_points,) * module.n_levels
+
+
+def _method(module: Any) -> str:
+    return str(getattr(module, "method", getattr(module, "decoder_method", "default")))
+
+
+def _by_level(flat: Tensor, points: tuple[int, ...], axis: int) -> Tensor:
+    """An axis of all levels' points, end to end, as two: [levels, most points of a level], zeros where none are."""
+    most = max(points)
+    if min(points) == most:
+        return flat.reshape(*flat.shape[:axis], len(points), most, *flat.shape[axis + 1 :])
+    after = (0, 0) * (flat.ndim - axis - 1)
+    levels = torch.split(flat, list(points), dim=axis)
+    filled = [pad(level, (*after, 0, most - count)) for level, count in zip(levels, points, strict=True)]
+    return torch.stack(filled, dim=axis)
+
+
+def _snapped(location: Tensor, size: Tensor) -> Tensor:
+    """The centre of the cell that the "discrete" method reads: never outside, and whole.
+
+    That method rounds as if a cell's centre lay at its upper left corner.
+    """
+    cell = torch.minimum((location * size + 0.5).long().clamp(min=0), size - 1)
+    return (cell + 0.5) / size
 
 
 def _take(rows: Tensor, chosen: Tensor) -> Tensor:

@@ -13,20 +13,21 @@ from qskd.models.adapter import DetrAdapter, PixelNorm
 
 IMAGENET = PixelNorm(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
-_DEFAULT_NORM: dict[str, PixelNorm] = {"rt_detr": PixelNorm()}  # all others: ImageNet's
+_UNNORMALISED = frozenset({"d_fine", "deimv2", "rt_detr", "rt_detr_v2"})  # all others: ImageNet's
 _PROCESSORS: dict[str, str] = {
     "conditional_detr": "ConditionalDetrImageProcessor",
     "dab-detr": "ConditionalDetrImageProcessor",  # the one its published checkpoints name
     "deformable_detr": "DeformableDetrImageProcessor",
     "detr": "DetrImageProcessor",
     "rt_detr": "RTDetrImageProcessor",
+    "rt_detr_v2": "RTDetrImageProcessor",
 }
 _NORM_FILE = "preprocessor_config.json"
 
 
 def default_pixel_norm(model_type: str) -> PixelNorm:
-    """The normalisation a family's published checkpoints use: ImageNet's, or none for RT-DETR."""
-    return _DEFAULT_NORM.get(model_type, IMAGENET)
+    """The normalisation a family's published checkpoints use: ImageNet's, or none for RT-DETR and its like."""
+    return PixelNorm() if model_type in _UNNORMALISED else IMAGENET
 
 
 def pixel_norm_of(name_or_path: str | Path, model_type: str) -> PixelNorm:

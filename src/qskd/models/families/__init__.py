@@ -11,8 +11,18 @@ FAMILIES: dict[str, str] = {
     "deformable_detr": "deformable_detr:DeformableDetrAdapter",
     "detr": "detr:DetrOriginalAdapter",
     "rt_detr": "rt_detr:RTDetrAdapter",
+    "rt_detr_v2": "rt_detr_v2:RTDetrV2Adapter",
 }
 """``config.model_type`` to ``module:class``, imported only when asked for."""
+
+_TEXT = "it is told by a text what to find, so it has no classes of its own"
+_REASONS: dict[str, str] = {
+    "grounding-dino": _TEXT,
+    "mm-grounding-dino": _TEXT,
+    "omdet-turbo": _TEXT,
+    "yolos": "its queries are tokens of the backbone, and no decoder looks with them at a memory, layer by layer",
+}
+"""Why a detector of a kind that looks alike cannot be read."""
 
 
 def adapter_class(model_type: str) -> type[DetrAdapter]:
@@ -22,8 +32,9 @@ def adapter_class(model_type: str) -> type[DetrAdapter]:
         UnsupportedFamily: no adapter reads ``model_type``; the message lists those that exist.
     """
     if model_type not in FAMILIES:
+        reason = f": {_REASONS[model_type]}" if model_type in _REASONS else ""
         raise UnsupportedFamily(
-            f"No adapter reads models of type '{model_type}'. Supported: {', '.join(sorted(FAMILIES))}."
+            f"No adapter reads models of type '{model_type}'{reason}. Supported: {', '.join(sorted(FAMILIES))}."
         )
     module, name = FAMILIES[model_type].split(":")
     return getattr(import_module(f"{__name__}.{module}"), name)
