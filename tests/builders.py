@@ -76,6 +76,7 @@ MODELS: dict[str, Callable[..., Any]] = {
     "deformable_detr-two-stage": partial(tiny_deformable_detr, two_stage=True, refine=True),
     "rt_detr_v2": tiny_rt_detr_v2,
     "rt_detr_v2-discrete": partial(tiny_rt_detr_v2, decoder_method="discrete", decoder_offset_scale=0.7),
+    "d_fine": tiny_d_fine,
 }
 """What the contract tests of adapters run over: a builder takes overrides of its configuration."""
 

@@ -59,3 +59,14 @@ def float32_outputs(modules: Iterable[nn.Module], device: torch.device) -> Itera
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def training_flag(module: nn.Module) -> Iterator[None]:
+    """Inside the block ``module`` itself, not what it is made of, takes itself to be in training."""
+    before = module.training
+    module.training = True
+    try:
+        yield
+    finally:
+        module.training = before

@@ -17,6 +17,7 @@ _UNNORMALISED = frozenset({"d_fine", "deimv2", "rt_detr", "rt_detr_v2"})  # all 
 _PROCESSORS: dict[str, str] = {
     "conditional_detr": "ConditionalDetrImageProcessor",
     "dab-detr": "ConditionalDetrImageProcessor",  # the one its published checkpoints name
+    "d_fine": "RTDetrImageProcessor",
     "deformable_detr": "DeformableDetrImageProcessor",
     "detr": "DetrImageProcessor",
     "rt_detr": "RTDetrImageProcessor",

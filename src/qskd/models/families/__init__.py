@@ -8,6 +8,7 @@ from qskd.models.adapter import DetrAdapter
 FAMILIES: dict[str, str] = {
     "conditional_detr": "conditional_detr:ConditionalDetrAdapter",
     "dab-detr": "dab_detr:DabDetrAdapter",
+    "d_fine": "d_fine:DFineAdapter",
     "deformable_detr": "deformable_detr:DeformableDetrAdapter",
     "detr": "detr:DetrOriginalAdapter",
     "rt_detr": "rt_detr:RTDetrAdapter",
