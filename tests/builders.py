@@ -77,6 +77,9 @@ MODELS: dict[str, Callable[..., Any]] = {
     "rt_detr_v2": tiny_rt_detr_v2,
     "rt_detr_v2-discrete": partial(tiny_rt_detr_v2, decoder_method="discrete", decoder_offset_scale=0.7),
     "d_fine": tiny_d_fine,
+    "deimv2": tiny_deimv2,
+    "deimv2-dinov3": tiny_deimv2_dinov3,
+    "deimv2-lite": tiny_deimv2_lite,
 }
 """What the contract tests of adapters run over: a builder takes overrides of its configuration."""
 

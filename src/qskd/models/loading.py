@@ -21,6 +21,7 @@ from qskd.models.classes import change_classes
 from qskd.models.families import adapter_class
 from qskd.models.initialising import initialise_detector, thaw_backbone, train_backbone
 from qskd.models.processors import default_pixel_norm, pixel_norm_of
+from qskd.models.shared_weights import give_own_memory, restore_shared_weights
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +71,8 @@ def load_model(
     except (OSError, RuntimeError, ImportError, ValueError, SafetensorError, UnpicklingError) as error:
         raise _unloadable(source, error) from error
     _check_complete(source, info)
+    restore_shared_weights(model, source)
+    give_own_memory(model)
     train_backbone(model)
     return family(model, pixel_norm=pixel_norm_of(source, config.model_type), box_frame=box_frame)
 

@@ -10,6 +10,7 @@ import transformers
 from qskd.data.transforms import ImageSize
 from qskd.errors import CheckpointError
 from qskd.models.adapter import DetrAdapter, PixelNorm
+from qskd.models.shared_weights import state_without_copies
 
 IMAGENET = PixelNorm(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -19,6 +20,7 @@ _PROCESSORS: dict[str, str] = {
     "dab-detr": "ConditionalDetrImageProcessor",  # the one its published checkpoints name
     "d_fine": "RTDetrImageProcessor",
     "deformable_detr": "DeformableDetrImageProcessor",
+    "deimv2": "RTDetrImageProcessor",
     "detr": "DetrImageProcessor",
     "rt_detr": "RTDetrImageProcessor",
     "rt_detr_v2": "RTDetrImageProcessor",
@@ -146,7 +148,8 @@ def save_model(adapter: DetrAdapter, folder: str | Path, *, size: ImageSize, ext
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    adapter.model.save_pretrained(folder)  # type: ignore[operator]
+    model: Any = adapter.model
+    model.save_pretrained(folder, state_dict=state_without_copies(model))
     image_processor_of(adapter, size).save_pretrained(folder)
     (folder / "README.md").write_text(_card(adapter, size, extra_card), encoding="utf-8")
     return folder

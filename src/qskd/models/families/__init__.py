@@ -10,6 +10,7 @@ FAMILIES: dict[str, str] = {
     "dab-detr": "dab_detr:DabDetrAdapter",
     "d_fine": "d_fine:DFineAdapter",
     "deformable_detr": "deformable_detr:DeformableDetrAdapter",
+    "deimv2": "deimv2:Deimv2Adapter",
     "detr": "detr:DetrOriginalAdapter",
     "rt_detr": "rt_detr:RTDetrAdapter",
     "rt_detr_v2": "rt_detr_v2:RTDetrV2Adapter",
