@@ -22,6 +22,7 @@ _PROCESSORS: dict[str, str] = {
     "deformable_detr": "DeformableDetrImageProcessor",
     "deimv2": "RTDetrImageProcessor",
     "detr": "DetrImageProcessor",
+    "lw_detr": "DeformableDetrImageProcessor",
     "rt_detr": "RTDetrImageProcessor",
     "rt_detr_v2": "RTDetrImageProcessor",
 }

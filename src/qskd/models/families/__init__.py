@@ -12,6 +12,7 @@ FAMILIES: dict[str, str] = {
     "deformable_detr": "deformable_detr:DeformableDetrAdapter",
     "deimv2": "deimv2:Deimv2Adapter",
     "detr": "detr:DetrOriginalAdapter",
+    "lw_detr": "lw_detr:LwDetrAdapter",
     "rt_detr": "rt_detr:RTDetrAdapter",
     "rt_detr_v2": "rt_detr_v2:RTDetrV2Adapter",
 }

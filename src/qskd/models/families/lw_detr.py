@@ -1,0 +1,25 @@
+"""LW-DETR (Chen et al. 2024): a ViT with windows, maps of one or two scales, a decoder of few layers."""
+
+from typing import ClassVar
+
+from qskd.models.families.group_queries import GroupQueriesAdapter
+
+
+class LwDetrAdapter(GroupQueriesAdapter):
+    """Reads ``LwDetrForObjectDetection``."""
+
+    family: ClassVar[str] = "lw_detr"
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels per cell of each map: a patch, magnified or reduced by the projector."""
+        return tuple(round(self._patch / scale) for scale in self._config.projector_scale_factors)
+
+    @property
+    def size_multiple(self) -> int:
+        """Patches are cut into windows, equally many along both sides."""
+        return self._patch * int(self._config.backbone_config.num_windows_side)
+
+    @property
+    def _patch(self) -> int:
+        return int(self._config.backbone_config.patch_size)
