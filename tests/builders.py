@@ -81,6 +81,7 @@ MODELS: dict[str, Callable[..., Any]] = {
     "deimv2-dinov3": tiny_deimv2_dinov3,
     "deimv2-lite": tiny_deimv2_lite,
     "lw_detr": tiny_lw_detr,
+    "rf_detr": tiny_rf_detr,
 }
 """What the contract tests of adapters run over: a builder takes overrides of its configuration."""
 

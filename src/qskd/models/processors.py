@@ -23,6 +23,7 @@ _PROCESSORS: dict[str, str] = {
     "deimv2": "RTDetrImageProcessor",
     "detr": "DetrImageProcessor",
     "lw_detr": "DeformableDetrImageProcessor",
+    "rf_detr": "RfDetrImageProcessor",
     "rt_detr": "RTDetrImageProcessor",
     "rt_detr_v2": "RTDetrImageProcessor",
 }

@@ -13,6 +13,7 @@ FAMILIES: dict[str, str] = {
     "deimv2": "deimv2:Deimv2Adapter",
     "detr": "detr:DetrOriginalAdapter",
     "lw_detr": "lw_detr:LwDetrAdapter",
+    "rf_detr": "rf_detr:RfDetrAdapter",
     "rt_detr": "rt_detr:RTDetrAdapter",
     "rt_detr_v2": "rt_detr_v2:RTDetrV2Adapter",
 }
