@@ -82,6 +82,7 @@ MODELS: dict[str, Callable[..., Any]] = {
     "deimv2-lite": tiny_deimv2_lite,
     "lw_detr": tiny_lw_detr,
     "rf_detr": tiny_rf_detr,
+    "table-transformer": tiny_table_transformer,
 }
 """What the contract tests of adapters run over: a builder takes overrides of its configuration."""
 

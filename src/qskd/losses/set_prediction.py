@@ -19,6 +19,7 @@ from qskd.selection.assignment import match_to_targets
 
 _KIND: dict[str, Literal["softmax", "focal"]] = {
     "detr": "softmax",
+    "table-transformer": "softmax",
     "conditional_detr": "focal",
     "dab-detr": "focal",
     "deformable_detr": "focal",
@@ -29,9 +30,9 @@ _KIND: dict[str, Literal["softmax", "focal"]] = {
 class SetPredictionLoss:
     """Class, box and GIoU loss of one-to-one matched queries, summed over decoder layers.
 
-    kind "softmax": cross-entropy over C classes and no-object, a weighted mean over all queries (DETR);
-    "focal": sigmoid focal loss summed over queries and classes, divided by the number of objects
-    (Deformable, Conditional and DAB-DETR).
+    kind "softmax": cross-entropy over C classes and no-object, a weighted mean over all queries (DETR and
+    Table Transformer); "focal": sigmoid focal loss summed over queries and classes, divided by the number of
+    objects (Deformable, Conditional and DAB-DETR).
 
     Source: Carion et al. 2020, "End-to-End Object Detection with Transformers", section 3.1; Zhu et al. 2021,
     "Deformable DETR", appendix A.3. Values equal those of ``transformers`` with ``auxiliary_loss=True`` on

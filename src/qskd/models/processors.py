@@ -26,6 +26,7 @@ _PROCESSORS: dict[str, str] = {
     "rf_detr": "RfDetrImageProcessor",
     "rt_detr": "RTDetrImageProcessor",
     "rt_detr_v2": "RTDetrImageProcessor",
+    "table-transformer": "DetrImageProcessor",
 }
 _NORM_FILE = "preprocessor_config.json"
 

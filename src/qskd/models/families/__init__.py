@@ -16,6 +16,7 @@ FAMILIES: dict[str, str] = {
     "rf_detr": "rf_detr:RfDetrAdapter",
     "rt_detr": "rt_detr:RTDetrAdapter",
     "rt_detr_v2": "rt_detr_v2:RTDetrV2Adapter",
+    "table-transformer": "table_transformer:TableTransformerAdapter",
 }
 """``config.model_type`` to ``module:class``, imported only when asked for."""
 

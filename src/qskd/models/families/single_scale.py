@@ -58,7 +58,7 @@ class SingleScaleAdapter(DetrAdapter):
             outputs = self.model.model(pixels, pixel_mask=(~batch.is_padding()).long(), return_dict=True)
         states = self._states(outputs, seen)  # [L, B, Q, D]
         logits, no_object = self._classes(states)
-        is_padding = ~seen[self._backbone][-1][1]  # [B, h, w]
+        is_padding = ~self._coarsest(seen[self._backbone])[1]  # [B, h, w]
         self._check_stride(batch, is_padding)
         memory = seen[self.model.model.encoder][0]  # [B, S, D]
         view = DetrView(
@@ -78,7 +78,7 @@ class SingleScaleAdapter(DetrAdapter):
 
     @property
     def _backbone(self) -> nn.Module:
-        """The module that returns [(feature map, mask of valid cells), ...], coarsest last."""
+        """The module that returns a feature map and its mask of valid cells."""
         return self.model.model.backbone
 
     @property
@@ -125,8 +125,16 @@ class SingleScaleAdapter(DetrAdapter):
         last = outputs.last_hidden_state[None]
         if self.num_layers == 1:
             return last
-        earlier = torch.stack([seen[layer] for layer in self._layers[:-1]])
+        earlier = torch.stack([self._state(seen[layer]) for layer in self._layers[:-1]])
         return torch.cat([self.model.model.decoder.layernorm(earlier), last])
+
+    def _coarsest(self, output: Any) -> tuple[Tensor, Tensor]:
+        """Feature map and mask of valid cells from what the backbone returned: pairs, coarsest last."""
+        return output[-1]
+
+    def _state(self, output: Any) -> Tensor:
+        """[B, Q, D] from what a decoder layer returned."""
+        return output
 
     def _attention(self, seen: Outputs, is_padding: Tensor) -> DenseAttentionMass:
         layers = tuple(self._cross_attention(layer, seen) for layer in self._layers)
