@@ -2,19 +2,21 @@ import pytest
 import torch
 from transformers import AutoBackbone, ConditionalDetrConfig, ResNetConfig
 
-from builders import MODELS, random_batch
+from builders import FAMILY_OF, MODELS, batch_for
 from qskd.data.transforms import ImageSize
 from qskd.errors import CheckpointError, ConfigError
 from qskd.models.backbones import backbone_config, channels_of, same_architecture, scaled
-from qskd.models.deriving import StudentShape, derive_student, student_config
+from qskd.models.deriving import derive_student
 from qskd.models.families import adapter_class
 from qskd.models.inheriting import layer_choice
 from qskd.models.initialising import backbone_of
 from qskd.models.loading import load_model, new_model, weights_fingerprint
 from qskd.models.processors import save_model
+from qskd.models.shaping import StudentShape, student_config
 
 NAMES = ["cat", "dog", "hen", "emu", "yak"]
-WIDTH = {"rt_detr": 24}  # others: 64, twice the tiny teacher's
+NARROW = {"rt_detr", "rt_detr_v2", "d_fine", "deimv2", "lw_detr", "rf_detr"}  # the tiny ones have D = 16
+FIXED_BACKBONE = {"deimv2-dinov3", "lw_detr", "rf_detr"}  # ViTs, whose width cannot be scaled
 
 
 @pytest.fixture(autouse=True)
@@ -42,20 +44,20 @@ def test_a_student_of_the_same_shape_is_its_teacher(family):
 
 @pytest.mark.parametrize("family", MODELS)
 def test_a_student_of_another_shape_can_be_trained_and_loaded(family, tmp_path):
-    shape = StudentShape(
-        backbone_width=0.5, decoder_layers=2, num_queries=7, hidden_size=WIDTH.get(family, 64), ffn_size=24
-    )
+    width = None if family in FIXED_BACKBONE else 0.5
+    hidden = 24 if FAMILY_OF[family] in NARROW else 64
+    shape = StudentShape(backbone_width=width, decoder_layers=2, num_queries=7, hidden_size=hidden, ffn_size=24)
     names = ["yak", "fox"]
 
     student, report = derive_student(teacher_of(family), shape, class_names=names)
 
-    batch = random_batch(((64, 96), (64, 96)), (2, 1), num_classes=2)
+    batch = batch_for(family, (2, 1), num_classes=2)
     view = student.read(batch).view
     (view.logits.sum() + view.boxes.sum()).backward()
     assert (view.num_layers, view.num_queries, view.num_classes) == (2, 7, 2)
     assert 0 < report.total == sum(group.total for group in report.groups)
     assert any(parameter.grad is not None for parameter in backbone_of(student.model).parameters())
-    assert "RANDOM" in report.as_table()
+    assert ("RANDOM" in report.as_table()) == (width is not None)
     student.model.eval()
     torch.manual_seed(0)
     for parameter in student.model.parameters():  # box heads start at 0, where all queries are alike
@@ -214,6 +216,11 @@ def test_a_shape_that_contradicts_itself_is_refused(settings, message):
     [
         ("detr", StudentShape(hidden_expansion=0.5), "RT-DETR's"),
         ("detr", StudentShape(backbone="resnet19"), r"No backbone 'resnet19'.*resnet18"),
+        ("lw_detr", StudentShape(encoder_layers=2), "nothing of the kind"),
+        ("rt_detr_v2", StudentShape(decoder_layers=1), "at least 2 decoder layers"),
+        ("d_fine", StudentShape(decoder_layers=1), "at least 2 decoder layers"),
+        ("lw_detr", StudentShape(backbone="resnet18"), r"backbone of a lw_detr is a lw_detr_vit, but 'resnet18'"),
+        ("rf_detr", StudentShape(backbone_width=0.5), "scales ResNets and HGNetV2s, not a rf_detr_dinov2"),
     ],
 )
 def test_a_shape_the_family_cannot_have_is_refused(family, shape, message):
@@ -233,6 +240,24 @@ def test_the_papers_pair_of_conditional_detrs_builds_from_configuration():
     assert channels_of(student.backbone_config) == [512]
     assert student.backbone_config.layer_type == "basic"
     assert student.d_model == 256
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        # as published for PP-HGNetV2, without its last convolution and classifier
+        ("hgnetv2_b0", 1.85),
+        ("hgnetv2_b1", 2.19),
+        ("hgnetv2_b2", 6.03),
+        ("hgnetv2_b4", 13.56),
+        ("hgnetv2_b5", 33.33),
+    ],
+)
+def test_named_hgnets_have_the_published_number_of_weights(name, millions):
+    with torch.device("meta"):
+        backbone = AutoBackbone.from_config(backbone_config(name, "d_fine", 3))
+
+    assert sum(p.numel() for p in backbone.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -259,6 +284,67 @@ def test_channels_are_scaled_in_steps_of_eight():
 
     assert narrow.hidden_sizes == [16, 40, 80, 152]  # 19.2, 38.4, 76.8, 153.6
     assert channels_of(narrow) == [40, 80, 152]
+
+
+def test_the_channels_of_an_hgnet_are_scaled_all_along():
+    narrow = scaled(backbone_config("hgnetv2_b0", "d_fine", 2), 0.5)
+
+    assert narrow.stem_channels == [3, 8, 8]
+    assert narrow.stage_in_channels == [8, 32, 128, 256]
+    assert channels_of(narrow) == [256, 512]
+
+
+def test_a_d_fine_gets_a_smaller_hgnet_by_name():
+    student, _ = derive_student(teacher_of("d_fine"), StudentShape(backbone="hgnetv2_b0"), class_names=NAMES)
+
+    assert student.model.config.encoder_in_channels == [256, 512, 1024]
+    assert student.read(batch_for("d_fine")).view.strides == (8, 16, 32)
+
+
+def test_an_lw_detr_takes_the_backbone_of_a_smaller_one(tmp_path):
+    small = MODELS["lw_detr"]().config.backbone_config
+    small.hidden_size = 8
+    smaller = adapter_class("lw_detr")(MODELS["lw_detr"](backbone_config=small))
+    save_model(smaller, tmp_path, size=ImageSize(square=64))
+
+    student, report = derive_student(teacher_of("lw_detr"), StudentShape(backbone=str(tmp_path)), class_names=NAMES)
+
+    theirs = backbone_of(smaller.model).state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in backbone_of(student.model).state_dict().items())
+    assert student.read(batch_for("lw_detr")).view.num_layers == 3
+    assert "Encoder" not in report.as_table()
+
+
+@pytest.mark.parametrize("family", ["lw_detr", "rf_detr"])
+def test_the_first_queries_of_every_group_are_inherited(family):
+    teacher = teacher_of(family)
+
+    student, _ = derive_student(teacher, StudentShape(num_queries=4), class_names=NAMES)
+
+    for name in ("reference_point_embed", "query_feat"):
+        mine, theirs = (getattr(adapter.model.model, name).weight for adapter in (student, teacher))
+        assert torch.equal(mine.view(3, 4, -1), theirs.view(3, 10, -1)[:, :4])
+
+
+def test_heads_of_groups_are_no_decoder_layers():
+    teacher = teacher_of("lw_detr")
+
+    student, _ = derive_student(teacher, StudentShape(decoder_layers=1), class_names=NAMES)
+
+    for mine, theirs in zip(
+        student.model.model.enc_out_class_embed, teacher.model.model.enc_out_class_embed, strict=True
+    ):
+        assert torch.equal(mine.weight, theirs.weight)
+
+
+def test_a_d_fine_with_fewer_layers_gets_the_quality_heads_of_its_layers():
+    teacher = teacher_of("d_fine")
+
+    student, _ = derive_student(teacher, StudentShape(decoder_layers=2), class_names=NAMES)
+
+    mine, theirs = student.model.model.decoder.lqe_layers, teacher.model.model.decoder.lqe_layers
+    for layer in range(2):
+        assert torch.equal(mine[layer].reg_conf.layers[0].weight, theirs[layer + 1].reg_conf.layers[0].weight)
 
 
 def test_architectures_are_compared_by_names_and_shapes():

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -5,6 +7,7 @@ from torch import nn
 from builders import MODELS, random_batch
 from qskd.models.initialising import (
     CLASS_HEAD,
+    SOFTMAX_FAMILIES,
     TrainableBatchNorm2d,
     backbone_of,
     thaw_backbone,
@@ -35,7 +38,7 @@ def test_a_new_model_answers_differently_to_different_images(family):
     assert min(float(level.std(0).mean()) for level in memory) > 1e-3  # Hugging Face's RT-DETR: 1e-7
 
 
-@pytest.mark.parametrize("family", [family for family in MODELS if family != "detr"])
+@pytest.mark.parametrize("family", [family for family in MODELS if family not in SOFTMAX_FAMILIES])
 def test_a_new_sigmoid_model_expects_every_class_with_one_percent(family):
     model = fresh(family).eval()
     biases = [
@@ -49,15 +52,33 @@ def test_a_new_sigmoid_model_expects_every_class_with_one_percent(family):
         torch.testing.assert_close(bias.sigmoid(), torch.full((3,), 0.01))
 
 
-@pytest.mark.parametrize("family", [family for family in MODELS if family not in ("detr", "rt_detr")])
+@pytest.mark.parametrize("family", [family for family in MODELS if family not in SOFTMAX_FAMILIES])
 def test_box_heads_start_from_the_reference_points(family):
     model = fresh(family)
-    heads = getattr(model, "bbox_predictor", None) or model.bbox_embed[0]
+    heads = [
+        module
+        for name, module in model.named_modules()
+        if re.search(r"(bbox_predictor|bbox_embed|bbox_embed\.0|bbox_head|reg_conf)$", name)
+        and hasattr(module, "layers")
+    ]
 
-    offsets = heads(torch.randn(7, 32))
+    assert heads
+    for head in heads:
+        assert_constant(head)
+
+
+def assert_constant(head):
+    offsets = head(torch.randn(7, head.layers[0].in_features))
 
     assert offsets.std(0).max() == 0
-    assert offsets[0].tolist()[:2] == [0, 0]
+    assert not offsets[0, :2].any()
+
+
+def test_the_gates_of_d_fine_are_half_open_and_queries_of_lw_detr_start_from_proposals():
+    decoder = fresh("d_fine").model.decoder
+
+    assert all((layer.gateway.gate.weight == 0).all() for layer in decoder.layers)
+    assert (fresh("lw_detr").model.reference_point_embed.weight == 0).all()
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -68,7 +89,8 @@ def test_a_random_backbone_learns_whole(family):
     memory = adapter.read(random_batch(((64, 64), (64, 64)))).view.memory
     sum(level.square().sum() for level in memory).backward()
 
-    assert all(parameter.grad is not None for parameter in backbone_of(model).parameters())
+    without = [name for name, parameter in backbone_of(model).named_parameters() if parameter.grad is None]
+    assert [name for name in without if "mask_token" not in name] == []  # a ViT's, read in its pretraining alone
     assert not [m for m in backbone_of(model).modules() if "Frozen" in type(m).__name__]
 
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from builders import MODELS, NUM_CLASSES, random_batch
+from builders import FAMILY_OF, MODELS, NUM_CLASSES, batch_for, random_batch
+from qskd.data.transforms import ImageSize
 from qskd.errors import CheckpointError, ConfigError, LabelMapError, UnsupportedFamily
 from qskd.models.families import adapter_class
-from qskd.models.initialising import CLASS_HEAD
+from qskd.models.initialising import CLASS_HEAD, SOFTMAX_FAMILIES
 from qskd.models.loading import (
     as_teacher,
     load_model,
@@ -16,8 +17,11 @@ from qskd.models.loading import (
     weights_fingerprint,
     with_class_names,
 )
+from qskd.models.processors import save_model
 
-ONE_EACH = [family for family in MODELS if family != "deformable_detr-refine"]
+SAME_WEIGHTS = ("deformable_detr-refine", "rt_detr_v2-discrete")  # as another one
+ONE_EACH = [family for family in MODELS if family not in SAME_WEIGHTS]
+PICKS_QUERIES = {"rt_detr", "rt_detr_v2", "d_fine", "deimv2", "lw_detr", "rf_detr"}  # by class score
 NAMES = ["cat", "dog", "hen", "emu", "yak"]
 assert len(NAMES) == NUM_CLASSES
 
@@ -48,7 +52,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("family", ONE_EACH)
 def test_a_saved_model_comes_back_as_it_was(family, tmp_path):
     adapter = adapter_of(family)
-    adapter.model.save_pretrained(tmp_path)
+    save_model(adapter, tmp_path, size=ImageSize(square=64))
 
     loaded = load_model(tmp_path)
 
@@ -120,11 +124,19 @@ def test_a_hub_id_out_of_reach_is_explained():
         load_model("nobody/nothing")
 
 
-def test_an_unsupported_family_lists_those_that_are(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "yolos"}')
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        ("yolos", r"'yolos': its queries are tokens of the backbone.* Supported: .*d_fine.*rt_detr"),
+        ("grounding-dino", r"'grounding-dino': it is told by a text"),
+        ("bert", r"'bert'\. Supported"),
+    ],
+)
+def test_an_unsupported_family_says_why_and_lists_those_that_are(family, message, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
     (tmp_path / "model.safetensors").write_bytes(b"")
 
-    with pytest.raises(UnsupportedFamily, match=r"'yolos'.*rt_detr"):
+    with pytest.raises(UnsupportedFamily, match=message):
         load_model(tmp_path)
 
 
@@ -150,9 +162,9 @@ def test_a_new_model_is_built_from_any_form_of_configuration(kind, tmp_path):
 def test_a_new_model_predicts_the_given_classes_before_and_after_saving(family, tmp_path):
     adapter = new_model(MODELS[family]().config, ["cat", "dog"])
     adapter.model.eval()
-    adapter.model.save_pretrained(tmp_path)
+    save_model(adapter, tmp_path, size=ImageSize(square=64))
 
-    batch = random_batch(((64, 96),), (1,))
+    batch = batch_for(family, (1,))
     before, after = adapter.read(batch).view, load_model(tmp_path).read(batch).view
 
     torch.testing.assert_close(after.logits, before.logits)
@@ -178,13 +190,13 @@ def test_a_configuration_that_cannot_be_used_is_refused(config, names, error, me
 @pytest.mark.parametrize("family", ONE_EACH)
 def test_predictions_of_kept_classes_survive_a_change_of_classes(family):
     adapter = adapter_of(family)
-    batch = random_batch(((64, 96),), (0,), num_classes=3)
+    batch = batch_for(family, (0,), num_classes=3)
     before = adapter.read(batch).view
 
     changed = with_class_names(adapter, ["Yak", "fox", "cat"])
 
     after = changed.read(batch).view
-    if "two-stage" not in family and family != "rt_detr":  # their queries are chosen by class score
+    if "two-stage" not in family and FAMILY_OF[family] not in PICKS_QUERIES:
         torch.testing.assert_close(after.logits[..., [0, 2]], before.logits[..., [4, 0]])
         torch.testing.assert_close(after.boxes, before.boxes)
     if before.no_object is not None:
@@ -200,7 +212,7 @@ def test_every_class_layer_follows_the_names(family):
 
     changed = with_class_names(adapter, ["yak", "fox", "cat"])
 
-    extra = 1 if family == "detr" else 0
+    extra = 1 if family in SOFTMAX_FAMILIES else 0
     heads = {name: module for name, module in changed.model.named_modules() if CLASS_HEAD.search(name)}
     old = dict(adapter.model.named_modules())
     linear = {name: module for name, module in heads.items() if isinstance(module, torch.nn.Linear)}
@@ -212,8 +224,9 @@ def test_every_class_layer_follows_the_names(family):
         assert not torch.equal(module.weight[1], old[name].weight[1])
 
 
-def test_label_embeddings_of_rt_detr_follow_the_names():
-    adapter = adapter_of("rt_detr")
+@pytest.mark.parametrize("family", ["rt_detr", "rt_detr_v2", "d_fine", "deimv2"])
+def test_label_embeddings_follow_the_names(family):
+    adapter = adapter_of(family)
     old = adapter.model.model.denoising_class_embed.weight
 
     new = with_class_names(adapter, ["yak", "fox", "cat"]).model.model.denoising_class_embed
@@ -222,7 +235,7 @@ def test_label_embeddings_of_rt_detr_follow_the_names():
     assert torch.equal(new.weight[[0, 2, 3]], old[[4, 0, 5]])
 
 
-@pytest.mark.parametrize("family", ["rt_detr", "deformable_detr-two-stage", "detr"])
+@pytest.mark.parametrize("family", ["rt_detr", "deformable_detr-two-stage", "detr", "d_fine", "lw_detr"])
 def test_a_model_with_other_classes_trains_and_is_saved(family, tmp_path):
     changed = with_class_names(adapter_of(family), [f"class {index}" for index in range(8)])
     changed.model.train()
