@@ -45,7 +45,7 @@ def test_a_student_of_the_same_shape_is_its_teacher(family):
 @pytest.mark.parametrize("family", MODELS)
 def test_a_student_of_another_shape_can_be_trained_and_loaded(family, tmp_path):
     width = None if family in FIXED_BACKBONE else 0.5
-    hidden = 24 if FAMILY_OF[family] in NARROW else 64
+    hidden = 32 if FAMILY_OF[family] in NARROW else 64
     shape = StudentShape(backbone_width=width, decoder_layers=2, num_queries=7, hidden_size=hidden, ffn_size=24)
     names = ["yak", "fox"]
 

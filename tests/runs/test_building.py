@@ -126,7 +126,7 @@ def test_a_configuration_alone_has_no_size_of_its_own(tiny_folders):
 @pytest.mark.parametrize(
     ("size", "longest", "told"),
     [
-        (70, None, "--image_size 70 is not a multiple of 32, the coarsest stride of rt_detr. Try 64."),
+        (70, None, "--image_size 70 is not a multiple of 32, which rt_detr needs. Try 64."),
         (10, None, "Try 32."),
         (64, 128, "--max_image_size keeps the aspect ratio and pads, but rt_detr reads no padding mask"),
         (None, 128, "--max_image_size is the longest edge; give the shortest with --image_size"),

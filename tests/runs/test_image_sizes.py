@@ -1,0 +1,33 @@
+import pytest
+
+from builders import FAMILY_OF, MODELS
+from qskd.data.transforms import ImageSize
+from qskd.errors import ConfigError
+from qskd.models.adapter import DetrAdapter
+from qskd.models.families import adapter_class
+from qskd.runs.building import choose_size
+from qskd.runs.options import DataOptions
+
+
+def adapters_of(*names: str, **overrides: object) -> list[DetrAdapter]:
+    return [adapter_class(FAMILY_OF[name])(MODELS[name](**overrides)) for name in names]
+
+
+def test_a_size_that_windows_do_not_divide_is_refused_with_one_that_they_do() -> None:
+    with pytest.raises(ConfigError, match=r"100 is not a multiple of 32, which lw_detr needs\. Try 96"):
+        choose_size(DataOptions(data="", image_size=100), adapters_of("lw_detr", "detr"), [None, None])
+
+
+def test_a_size_has_to_suit_both_models() -> None:
+    pair = adapters_of("rf_detr", "d_fine")
+    pair[0].model.config.backbone_config.patch_size = 14  # as RF-DETR base; windows of 28 pixels
+    with pytest.raises(ConfigError, match=r"640 is not a multiple of 224, which rf_detr, d_fine needs\. Try 672"):
+        choose_size(DataOptions(data="", image_size=640), pair, [None, None])
+    assert choose_size(DataOptions(data=""), pair, [None, None]) == ImageSize(square=672)
+
+
+@pytest.mark.parametrize("family", ["d_fine", "deimv2", "lw_detr", "rf_detr"])
+def test_families_without_a_padding_mask_get_squares(family: str) -> None:
+    assert choose_size(DataOptions(data=""), adapters_of(family), [None]) == ImageSize(square=640)
+    with pytest.raises(ConfigError, match="reads no padding mask"):
+        choose_size(DataOptions(data="", image_size=480, max_image_size=640), adapters_of(family), [None])
