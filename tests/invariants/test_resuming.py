@@ -115,3 +115,16 @@ def test_the_log_of_a_resumed_run_has_no_line_twice(tmp_path, scenes):
     assert [entry["step"] for entry in entries if "eval_AP" in entry] == [0, 1, 2, 3, 4, 5, 6]
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert sum("train_runtime" in line for line in lines) == 1
+
+
+def test_a_finished_run_gains_no_step_by_being_resumed(tmp_path, scenes):
+    """Its end lies in the middle of an epoch: transformers' trainer would take one more step."""
+    options = {"max_steps": 3, "save_steps": 3, "gradient_accumulation_steps": 1}
+    whole = build(tmp_path, scenes, "detr", **options)
+    whole.train()
+    again = build(tmp_path, scenes, "detr", **options)
+    outcome = again.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-3"))
+    assert (outcome.global_step, again.state.global_step, again.average.updates) == (3, 3, 3)
+    for name, tensor in whole.distiller.state_dict().items():
+        assert torch.equal(tensor, again.distiller.state_dict()[name]), name
+    assert [entry["step"] for entry in log_of(tmp_path) if "loss" in entry] == [1, 2, 3]

@@ -105,17 +105,27 @@ def test_a_run_refuses_to_resume_under_another_teacher(tmp_path, scenes, tiny_fo
 
 @pytest.mark.parametrize(
     ("student", "changed", "what"),
-    [("rt_detr_student", {"selection_cap": 5}, "selection.cap is 10"), ("rt_detr_teacher", {}, "student is 'rt_detr")],
-    ids=["method option", "student"],
+    [
+        ("rt_detr_student", {"selection_cap": 5}, "selection.cap is 10"),
+        ("rt_detr_teacher", {}, "student is 'rt_detr"),
+        ("rt_detr_student", {"seed": 9}, "seed is 42, this run's is 9"),
+        ("rt_detr_student", {"learning_rate": 0.5}, "learning_rate is 0.001, this run's is 0.5"),
+        ("rt_detr_student", {"image_size": 128}, "image size is .64., this run's is .128."),
+        ("rt_detr_student", {"per_device_train_batch_size": 2}, "images per step is 4, this run's is 2"),
+        ("rt_detr_student", {"flip": 0.0}, "flip is 0.5, this run's is 0.0"),
+    ],
+    ids=["method option", "student", "seed", "learning rate", "image size", "batch", "augmentation"],
 )
 def test_a_run_refuses_to_resume_as_another(tmp_path, scenes, tiny_folders, student, changed, what):
-    run = distill(tmp_path / "run", scenes, tiny_folders, save_strategy="steps", save_steps=1)
+    run = distill(tmp_path / "run", scenes, tiny_folders, save_strategy="steps", save_steps=1, max_steps=1)
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     with pytest.raises(qskd.QskdError, match=f"belongs to another run: its {what}"):
         qskd.distill(
             teacher=str(tiny_folders["rt_detr_teacher"]),
             student=str(tiny_folders[student]),
             **tiny_run(run, scenes, preflight=False, resume_from_checkpoint="last", **changed),
         )
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
 def test_distilling_with_weight_zero_is_plain_training(tmp_path, scenes, tiny_folders):

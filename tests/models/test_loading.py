@@ -292,3 +292,13 @@ def test_a_fingerprint_reads_half_precision_and_scalars():
     norm = torch.nn.BatchNorm2d(2).to(torch.bfloat16)
 
     assert len(weights_fingerprint(norm)) == 64
+
+
+def test_weights_of_a_training_that_diverged_are_refused(folder):
+    weights = load_file(folder / "model.safetensors")
+    name = sorted(weights)[0]
+    weights[name] = torch.full_like(weights[name], torch.nan)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(CheckpointError, match="holds NaN or infinity; its training diverged"):
+        load_model(folder)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from builders_data import coco_content, write_coco
 from builders_runs import NAMES, edited
+from builders_trainer import adapter_of
 from qskd.data.transforms import ImageSize
 from qskd.errors import CheckpointError, ConfigError, DataError, UnsupportedFamily
 from qskd.models.loading import load_model
@@ -182,3 +183,28 @@ def test_a_model_to_be_used_needs_weights(tmp_path, tiny_folders):
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(UnsupportedFamily, match="vit"):
         building.open_model(str(tmp_path), None, box_frame="content")
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "expected"),
+    [(5, 2, [0, 4]), (3, 9, [0, 1, 2]), (4, 1, [0]), (0, 3, []), (399, 200, [0, 2, 4, 6])],
+    ids=["ends", "all", "one", "none", "nearly half"],
+)
+def test_a_few_are_chosen_evenly_from_first_to_last(total, count, expected):
+    chosen = building.evenly(range(total), count)
+    assert chosen[: len(expected)] == expected
+    assert len(chosen) == min(total, count)
+    assert not total or chosen[-1] == (total - 1 if count > 1 else 0)
+
+
+@pytest.mark.parametrize("family", ["rt_detr", "deformable_detr-two-stage", "lw_detr"])
+def test_more_queries_than_the_memory_has_cells_are_refused(family):
+    adapter = adapter_of(family)
+    adapter.model.config.num_queries = adapter.model.config.two_stage_num_proposals = 10_000
+    with pytest.raises(ConfigError, match=r"picks 10000 queries among the cells of its memory.*larger --image_size"):
+        building.choose_size(DataOptions(image_size=64), [adapter], [None])
+
+
+def test_queries_that_are_learnt_may_be_many():
+    adapter = adapter_of("detr", num_queries=200)
+    assert building.choose_size(DataOptions(image_size=64), [adapter], [None]) == ImageSize(square=64)

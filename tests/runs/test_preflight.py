@@ -14,8 +14,9 @@ from qskd.losses.presets import MethodSettings, build_terms, resolve
 from qskd.losses.set_prediction import SetPredictionLoss
 from qskd.models.loading import as_teacher
 from qskd.runs import preflight
-from qskd.runs.distilling import total_steps
 from qskd.runs.preflight import Preflight, TermCheck, check_teacher, check_terms, sample_batch, time_step
+
+KNOWN = [True] * len(NAMES)
 
 
 def sides(settings: MethodSettings, student="detr", **options) -> tuple[Distiller, TeacherSide]:
@@ -29,7 +30,7 @@ def sides(settings: MethodSettings, student="detr", **options) -> tuple[Distille
 
 
 def checked(scenes, settings=None, *, same=False, **options) -> list[TermCheck]:
-    batch = sample_batch(dataset(scenes, "train"), 4)
+    batch = sample_batch(dataset(scenes, "train"), 4, KNOWN)
     return check_terms(*sides(settings or resolve("qskd"), **options), batch, same_weights=same, autocast=nullcontext)
 
 
@@ -79,7 +80,7 @@ def test_weights_that_are_not_finite_are_refused(scenes):
     distiller, side = sides(settings)
     with torch.no_grad():
         next(distiller.student.parameters()).fill_(float("inf"))
-    batch = sample_batch(dataset(scenes, "train"), 4)
+    batch = sample_batch(dataset(scenes, "train"), 4, KNOWN)
     with pytest.raises(PreflightError, match=r"'detection' is nan .* Check the weights of teacher and student"):
         check_terms(distiller, side, batch, same_weights=False, autocast=nullcontext)
 
@@ -90,7 +91,7 @@ def test_a_check_leaves_no_trace(scenes, check):
     distiller, side = sides(resolve("qskd"), "rt_detr")
     distiller.eval()
     before = {name: tensor.clone() for name, tensor in distiller.state_dict().items()}
-    batch, state = sample_batch(dataset(scenes, "train"), 4), torch.get_rng_state()
+    batch, state = sample_batch(dataset(scenes, "train"), 4, KNOWN), torch.get_rng_state()
     if check == "terms":
         check_terms(distiller, side, batch, same_weights=False, autocast=nullcontext)
     else:
@@ -108,12 +109,27 @@ def test_the_sample_is_made_of_images_with_objects(scenes, tmp_path):
 
     data = dataset(edited(scenes, tmp_path / "some", empty_first, "train"), "train")
     first = [record.id for record in data.index.images[:5]]
-    batch = sample_batch(data, 4)
+    batch = sample_batch(data, 4, KNOWN)
     assert len(batch) == 4
     assert not set(batch.image_ids) & set(first)
     nothing = dataset(edited(scenes, tmp_path / "none", without_objects, "train"), "train")
     with pytest.raises(PreflightError, match="No training image holds an object"):
-        sample_batch(nothing, 4)
+        sample_batch(nothing, 4, KNOWN)
+
+
+def test_the_sample_holds_classes_that_the_teacher_knows(scenes, tmp_path):
+    """Sorted by class: the first images show only what the teacher has never seen."""
+
+    def sorted_by_class(content):
+        first = {image["id"] for image in content["images"][:12]}
+        for row in content["annotations"]:
+            row["category_id"] = 1 if row["image_id"] in first else 2
+
+    data = dataset(edited(scenes, tmp_path / "data", sorted_by_class, "train"), "train")
+    batch = sample_batch(data, 3, [False] + [True] * (len(NAMES) - 1))
+    assert {record.id for record in data.index.images[:12]}.isdisjoint(batch.image_ids)
+    with pytest.raises(PreflightError, match="of a class that the teacher knows"):
+        sample_batch(data, 3, [False, False] + [True] * (len(NAMES) - 2))
 
 
 def test_the_report_says_what_was_found():
@@ -153,6 +169,6 @@ def test_the_report_says_what_was_found():
 )
 def test_the_number_of_steps_is_that_of_the_trainer(scenes, tmp_path, options, steps):
     trainer = trainer_of(tmp_path, scenes, adapter_of("detr"), **({"max_steps": -1} | options))
-    assert total_steps(trainer.args, 16) == steps
+    assert trainer.args.steps_for(16) == steps
     _, _, _, _, _, _, max_steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
     assert max_steps == steps

@@ -61,6 +61,8 @@ def test_what_was_asked_for_is_remembered_as_it_was(tmp_path):
         ({"detection_weight": -1.0}, "detection_weight is -1.0"),
         ({"distillation_warmup_steps": -1}, "distillation_warmup_steps is -1"),
         ({"seed": -1}, "seed is -1"),
+        ({"save_only_model": True}, "checkpoints that cannot be resumed"),
+        ({"num_train_epochs": -1}, "num_train_epochs is -1; give more than 0"),
         ({"gradient_checkpointing": True}, "gradient_checkpointing is not supported"),
         ({"metric_for_best_model": "mAP"}, "metric_for_best_model is 'mAP'; give AP, AP50, AP75,"),
         ({"early_stopping_patience": 3, "eval_strategy": "no"}, "early_stopping_patience needs evaluations"),

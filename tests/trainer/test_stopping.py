@@ -48,6 +48,19 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_its_batch(tmp_path, s
     assert [entry["step"] for entry in entries_of(tmp_path)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("family", ["rt_detr", "d_fine", "lw_detr", "deformable_detr"])
+def test_a_family_with_a_loss_of_its_own_stops_in_the_same_way(tmp_path, scenes, family):
+    """Hugging Face's matchers refuse predictions that are not finite before there is a loss."""
+    student = adapter_of(family)
+    trainer = trainer_of(tmp_path, scenes, student, max_steps=3, size=128)
+    with torch.no_grad():
+        for parameter in student.model.parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(NonFiniteLoss, match="The loss at step 1 is not finite"):
+        trainer.train()
+    assert (tmp_path / "nonfinite_step1.pt").is_file()
+
+
 def test_the_last_good_checkpoint_can_be_resumed(tmp_path, scenes):
     with pytest.raises(NonFiniteLoss):
         poisoned(tmp_path, scenes, 3, save_strategy="steps", save_steps=2).train()
@@ -84,6 +97,12 @@ def test_a_gradient_that_is_not_finite_is_never_applied(tmp_path, scenes, max_gr
     with pytest.raises(NonFiniteLoss, match="The gradient norm at step 1 is"):
         trainer.train()
     assert all(torch.equal(before[name], tensor) for name, tensor in student.model.state_dict().items())
+
+
+def test_weights_that_are_not_finite_are_not_evaluated(tmp_path, scenes):
+    trainer = poisoned(tmp_path, scenes, 2, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=1)
+    with pytest.raises(NonFiniteLoss, match="The weights after step 2 are not finite; nothing can be measured"):
+        trainer.train()
 
 
 # Without learning every evaluation finds the same AP.

@@ -6,6 +6,7 @@ stacks of (layers, batch) or (batch, layers), softmax or sigmoid heads, padded c
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, Literal, Self
@@ -54,6 +55,20 @@ class OwnLoss:
 
     total: Tensor  # scalar, already weighted
     parts: dict[str, Tensor]  # weighted parts, detached, for the log
+
+
+def parts_or_nan(compute: Callable[[], dict[str, Tensor]], logits: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+    """What ``compute`` returns; one part that is NaN where it refuses predictions that are not finite.
+
+    Hugging Face's matchers end in an error of their own then, before anybody could see that the loss is not finite.
+    Nothing is asked of the device unless that happens.
+    """
+    try:
+        return compute()
+    except ValueError:
+        if bool(logits.isfinite().all()) and bool(boxes.isfinite().all()):
+            raise
+        return {"loss_own": logits.sum() * torch.nan}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +139,11 @@ class DetrAdapter(ABC):
         """Q, the queries whose predictions a view holds."""
         config: Any = self.model.config
         return int(config.two_stage_num_proposals if getattr(config, "two_stage", False) else config.num_queries)
+
+    @property
+    def picks_queries(self) -> bool:
+        """Whether queries are chosen among the memory's cells, so that there cannot be more of them."""
+        return False
 
     @property
     def size_multiple(self) -> int:

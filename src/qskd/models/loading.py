@@ -74,6 +74,7 @@ def load_model(
     restore_shared_weights(model, source)
     give_own_memory(model)
     train_backbone(model)
+    _check_finite(source, model)
     return family(model, pixel_norm=pixel_norm_of(source, config.model_type), box_frame=box_frame)
 
 
@@ -119,6 +120,12 @@ def _unloadable(source: str, error: Exception) -> CheckpointError:
 def _in_one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text[:_LONGEST_REASON] if text else type(error).__name__
+
+
+def _check_finite(source: str, model: nn.Module) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{source}: the weight {name} holds NaN or infinity; its training diverged.")
 
 
 def _check_complete(source: str, info: Mapping[str, Any]) -> None:

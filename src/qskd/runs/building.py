@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from qskd.data.dataset import DetectionDataset
 from qskd.data.formats.coco import CocoIndex, find_split
 from qskd.data.images import check_header
@@ -116,7 +118,22 @@ def choose_size(options: SourceOptions, adapters: Sequence[DetrAdapter], sources
             f"--image_size {size.square} is not a multiple of {step}, which {', '.join(fixed)} needs. "
             f"Try {_nearest(size.square, step)}."
         )
+    for adapter in adapters:
+        _check_queries(adapter, size)
     return size
+
+
+def _check_queries(adapter: DetrAdapter, size: ImageSize) -> None:
+    """Refuse sizes whose memory has fewer cells than a model picks queries among them."""
+    if not adapter.picks_queries:
+        return
+    edge = size.square or size.shortest_edge or 0
+    cells = sum(math.ceil(edge / stride) ** 2 for stride in adapter.strides)
+    if adapter.num_queries > cells:
+        raise ConfigError(
+            f"{adapter.family} picks {adapter.num_queries} queries among the cells of its memory, but images of {edge} "
+            f"pixels have {cells} of them. Give a larger --image_size, or a model with fewer queries."
+        )
 
 
 def _nearest(size: int, step: int) -> int:
@@ -158,6 +175,12 @@ def open_model(
             raise ConfigError(f"{source} is a configuration without weights; give a trained model.")
         return new_model(Path(source), class_names, box_frame=box_frame)
     return load_model(source, box_frame=box_frame, trust_remote_code=trust_remote_code)
+
+
+def evenly(candidates: Sequence[int], count: int) -> list[int]:
+    """At most ``count`` of the candidates, the first and the last among them, evenly spread: files are often sorted."""
+    chosen = np.linspace(0, len(candidates) - 1, min(count, len(candidates))).round().astype(int)
+    return [candidates[position] for position in chosen.tolist()]
 
 
 def missing_option(name: str, what: str) -> ConfigError:

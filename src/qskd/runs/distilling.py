@@ -1,7 +1,6 @@
 """One distillation, from options to a finished folder; `qskd distill`."""
 
 import contextlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +47,6 @@ def distill(pair: PairOptions, data: DataOptions, method: MethodOptions, config:
     set_seed(config.seed)
     student, notes = make_student(pair, teacher, splits.class_names, config.seed)
     size = building.choose_size(data, [student, teacher], [pair.student, pair.teacher])
-    folder.save_json("label_map.json", label_map.as_dict())
     options = changed_options(pair, data, method, config)
     distillation = Distillation(folder, splits, size, student, config, data, options, teacher, label_map, settings)
     return distillation.start(resume, notes, check=method.preflight and resume is None, method=method.method)
@@ -98,6 +96,9 @@ class Distillation(Job):
 
     def start(self, resume: Path | None, notes: Sequence[str], *, check: bool, method: str) -> RunResult:
         """Build terms, check, train."""
+        fingerprint = weights_fingerprint(self.teacher.model)
+        identity = self.identity(resume, teacher=fingerprint, method=method, **options_of(self.settings))
+        self.folder.save_json("label_map.json", self.label_map.as_dict())
         self.tell(*notes)
         self.teacher.model.to(self.config.device)
         terms = build_terms(self.settings, student=self.student, teacher=self.teacher)
@@ -110,7 +111,6 @@ class Distillation(Job):
         )
         selection = self.settings.selection
         teacher_side = TeacherSide(self.teacher, self.label_map, selection, distiller.terms)
-        fingerprint = weights_fingerprint(self.teacher.model)
         found = self.preflight(distiller, teacher_side, fingerprint) if check else None
         metrics = found.teacher_metrics if found else {}
         if self.splits.val is not None and (found is None or found.teacher_images < len(self.splits.val)):
@@ -120,7 +120,7 @@ class Distillation(Job):
             resume,
             kind="distill",
             method=method,
-            identity={"teacher": fingerprint, "method": method, **options_of(self.settings)},
+            identity=identity,
             distiller=distiller,
             teacher=teacher_side,
             extra={"teacher": {"metrics": metrics, "cost": cost, "fingerprint": fingerprint}},
@@ -154,25 +154,19 @@ class Distillation(Job):
                 found.warnings.append("no validation image holds an object: nothing can be measured")
             else:
                 preflight.check_teacher(found.teacher_metrics, found.teacher_images)
-        batch = preflight.sample_batch(train_data, self.config.per_device_train_batch_size).to(device)
+        batch = preflight.sample_batch(train_data, self.config.per_device_train_batch_size, self.label_map.known).to(
+            device
+        )
         autocast = _autocast(self.config)
         found.terms = preflight.check_terms(distiller, teacher, batch, same_weights=same, autocast=autocast)
         found.seconds_per_step = self.config.gradient_accumulation_steps * preflight.time_step(
             distiller, teacher, batch, autocast
         )
-        found.total_steps = total_steps(self.config, len(train_data))
+        found.total_steps = self.config.steps_for(len(train_data))
         found.peak_memory_gib = preflight.peak_memory_gib()
         self.folder.save_json("preflight.json", found.as_dict())
         self.tell(*found.lines())
         return found
-
-
-def total_steps(config: DistillationConfig, images: int) -> int:
-    """Optimiser steps of a whole run on so many training images."""
-    if config.max_steps > 0:
-        return config.max_steps
-    batches = math.ceil(images / (config.train_batch_size * config.world_size))
-    return math.ceil(config.num_train_epochs * math.ceil(batches / config.gradient_accumulation_steps))
 
 
 def _autocast(config: DistillationConfig) -> Any:

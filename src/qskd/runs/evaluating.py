@@ -47,9 +47,7 @@ def evaluate_adapter(
     """COCO metrics as plain values; ``first`` limits them to so many images, evenly spread."""
     label_map = LabelMap.between(adapter.id2label, index.class_names)
     dataset = building.evaluation_dataset(index, size)
-    # Evenly: files are often sorted by class or by scene.
-    chosen = range(0, len(dataset), max(1, len(dataset) // first))[:first] if first is not None else None
-    subset = Subset(dataset, chosen) if chosen is not None else dataset
+    subset = Subset(dataset, building.evenly(range(len(dataset)), first)) if first is not None else dataset
     batches = DataLoader(subset, batch_size=batch_size, collate_fn=collate)
     evaluator = CocoEvaluator(index.ground_truth(), index.category_ids)
     metrics = evaluate_detector(

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -33,9 +32,7 @@ class Column:
 def evenly_chosen(index: CocoIndex, count: int) -> list[int]:
     """Positions of at most ``count`` images, evenly spread over those that hold objects (or over all)."""
     filled = [position for position in range(len(index)) if len(index.labels(position))]
-    candidates = filled or list(range(len(index)))
-    chosen = np.linspace(0, len(candidates) - 1, min(count, len(candidates))).round().astype(int)
-    return [candidates[position] for position in chosen.tolist()]
+    return building.evenly(filled or range(len(index)), count)
 
 
 def labelled(index: CocoIndex, positions: Sequence[int]) -> Column:

@@ -6,11 +6,12 @@ states are as before.
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from qskd.data.dataset import DetectionDataset
 from qskd.distiller import Distiller, StepTotals, TeacherSide, Teaching
 from qskd.errors import PreflightError
 from qskd.labels import LabelMap
+from qskd.runs.building import evenly
 
 TEACHER_IMAGES = 200
 """Validation images on which the teacher is measured."""
@@ -148,13 +150,20 @@ def _judge(check: TermCheck, same_weights: bool) -> None:
         )
 
 
-def sample_batch(dataset: DetectionDataset, size: int) -> Batch:
-    """A training batch of images that hold objects."""
-    filled = (position for position in range(len(dataset)) if len(dataset.index.labels(position)))
-    chosen = [position for position, _ in zip(filled, range(size), strict=False)]
-    if not chosen:
-        raise PreflightError("No training image holds an object: there is nothing to learn.")
-    return collate([dataset[position] for position in chosen])
+def sample_batch(dataset: DetectionDataset, size: int, known: Sequence[bool]) -> Batch:
+    """A training batch of images, evenly spread, that hold objects of classes the teacher knows.
+
+    Raises:
+        PreflightError: there is no such image.
+    """
+    taught = np.flatnonzero(known)
+    labels = (dataset.index.labels(position) for position in range(len(dataset)))
+    filled = [position for position, found in enumerate(labels) if np.isin(found, taught).any()]
+    if not filled:
+        raise PreflightError(
+            "No training image holds an object of a class that the teacher knows: there is nothing to learn from it."
+        )
+    return collate([dataset[position] for position in evenly(filled, size)])
 
 
 def time_step(distiller: Distiller, teacher: TeacherSide | None, batch: Batch, autocast: Callable[[], Any]) -> float:

@@ -21,7 +21,7 @@ from qskd.runs import building
 from qskd.runs.evaluating import evaluate_adapter
 from qskd.runs.folder import RunFolder, changed_options, environment
 from qskd.runs.options import DataOptions, ModelOptions
-from qskd.trainer import DistillationConfig, DistillationTrainer
+from qskd.trainer import DistillationConfig, DistillationTrainer, checkpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def train(model: ModelOptions, data: DataOptions, config: DistillationConfig) ->
     adapter = with_class_names(adapter, splits.class_names)
     size = building.choose_size(data, [adapter], [model.model])
     job = Job(folder, splits, size, adapter, config, data, changed_options(model, data, config))
-    return job.run(resume, kind="train", method="none", identity={})
+    return job.run(resume, kind="train", method="none", identity=job.identity(resume))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +85,37 @@ class Job:
     def trainer(
         self, distiller: Distiller, teacher: TeacherSide | None, identity: dict[str, Any]
     ) -> DistillationTrainer:
-        """The trainer of this job; ``identity`` is what a resumed run must share beside classes and student."""
+        """The trainer of this job."""
         train_data, val_data = self.datasets()
-        student = f"{self.student.family} {structure_fingerprint(self.student.model)[:12]}"
         return DistillationTrainer(
             distiller,
             self.config,
             train_data,
             val_data,
             teacher=teacher,
-            identity={**identity, "classes": list(self.splits.class_names), "student": student},
+            identity=identity,
             save_student=lambda adapter, path: _save(adapter, path, self.size),
         )
+
+    def identity(self, resume: Path | None, **more: Any) -> dict[str, Any]:
+        """What a resumed run must share with the one that was interrupted; ``more`` comes first.
+
+        Raises:
+            CheckpointError: ``resume`` is a checkpoint of another run.
+        """
+        augmentation = {name: getattr(self.data, name) for name in ("flip", "crop", "zoom_out", "photometric")}
+        identity = {
+            **more,
+            "classes": list(self.splits.class_names),
+            "student": f"{self.student.family} {structure_fingerprint(self.student.model)[:12]}",
+            "training data": self.splits.train.fingerprint()[:12],
+            "image size": _plain_size(self.size),
+            **augmentation,
+            **self.config.trajectory(),
+        }
+        if resume is not None:
+            checkpoints.check(resume, identity)
+        return identity
 
     def run(
         self,

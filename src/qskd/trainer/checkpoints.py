@@ -35,20 +35,36 @@ def load(folder: Path, module: nn.Module, average: ModelAverage | None, identity
     Raises:
         CheckpointError: the checkpoint is incomplete, or belongs to another run (other teacher, classes, method).
     """
-    for name in (DISTILLER, IDENTITY, *([AVERAGE] if average is not None else [])):
+    saved = check(folder, identity)
+    for name in (DISTILLER, *([AVERAGE] if average is not None else [])):
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} is not a complete checkpoint: {name} is missing. Resume from another one.")
-    saved = json.loads((folder / IDENTITY).read_text())
+            raise _incomplete(folder, name)
+    load_model(module, str(folder / DISTILLER))
+    if average is not None:
+        load_model(average.model, str(folder / AVERAGE))
+        average.updates = int(saved["average_updates"])
+
+
+def check(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says it is.
+
+    Raises:
+        CheckpointError: it does not say so, or is of another run.
+    """
+    if not (folder / IDENTITY).is_file():
+        raise _incomplete(folder, IDENTITY)
+    saved: dict[str, Any] = json.loads((folder / IDENTITY).read_text())
     for key, value in identity.items():
         if saved.get(key) != value:
             raise CheckpointError(
                 f"{folder} belongs to another run: its {key} is {saved.get(key)!r}, this run's is {value!r}. "
                 "Resume with the settings it was started with, or start a new run in another --output_dir."
             )
-    load_model(module, str(folder / DISTILLER))
-    if average is not None:
-        load_model(average.model, str(folder / AVERAGE))
-        average.updates = int(saved["average_updates"])
+    return saved
+
+
+def _incomplete(folder: Path, name: str) -> CheckpointError:
+    return CheckpointError(f"{folder} is not a complete checkpoint: {name} is missing. Resume from another one.")
 
 
 def latest(folder: Path, before: int | None = None) -> Path | None:

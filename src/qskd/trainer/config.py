@@ -1,5 +1,6 @@
 """Settings of a training run: ``TrainingArguments`` with the defaults of detection, and what qskd adds."""
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -25,8 +26,27 @@ _REFUSED = {
     "activation_checkpointing": _LESS_MEMORY,  # the newer name of the same
     "auto_find_batch_size": "changes the run behind your back; set per_device_train_batch_size.",
     "gradient_checkpointing": _LESS_MEMORY,
+    "save_only_model": "would leave checkpoints that cannot be resumed; best/ and last/ are models alone.",
     "load_best_model_at_end": "is not needed: the best weights are always in <output_dir>/best. Leave it out.",
 }
+_TRAJECTORY = (  # decide what a run learns, so they must stay when it is resumed
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "backbone_lr_scale",
+    "bf16",
+    "detection_weight",
+    "distillation_warmup_steps",
+    "ema_decay",
+    "fp16",
+    "learning_rate",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "optim",
+    "seed",
+    "warmup_steps",
+    "weight_decay",
+)
 _METRICS = tuple(entry.name for entry in fields(CocoMetrics) if entry.name.startswith("A"))
 
 
@@ -89,6 +109,19 @@ class DistillationConfig(TrainingArguments):
         # One process uses one device: nn.DataParallel cannot split a Batch. `torchrun` uses them all.
         self._n_gpu: int = min(int(self.n_gpu), 1)
 
+    def trajectory(self) -> dict[str, Any]:
+        """The settings that decide what a run learns, as plain values; how long it learns is not among them."""
+        settings = {name: getattr(self, name) for name in _TRAJECTORY}
+        images = self.train_batch_size * self.world_size * self.gradient_accumulation_steps
+        return {name: getattr(value, "value", value) for name, value in settings.items()} | {"images per step": images}
+
+    def steps_for(self, images: int) -> int:
+        """Optimiser steps of a whole run on so many training images."""
+        if self.max_steps > 0:
+            return int(self.max_steps)
+        batches = math.ceil(images / (self.train_batch_size * self.world_size))
+        return math.ceil(self.num_train_epochs * math.ceil(batches / self.gradient_accumulation_steps))
+
     def _refuse_what_cannot_work(self) -> None:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
@@ -96,6 +129,8 @@ class DistillationConfig(TrainingArguments):
         for name, reason in _REFUSED.items():
             if getattr(self, name, False):
                 raise ConfigError(f"{name} {reason}")
+        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+            raise ConfigError(f"num_train_epochs is {self.num_train_epochs}; give more than 0, or max_steps.")
         if self.early_stopping_patience and getattr(self.eval_strategy, "value", self.eval_strategy) == "no":
             raise ConfigError("early_stopping_patience needs evaluations; set eval_strategy to steps or epoch.")
         if not 0.0 <= self.ema_decay < 1.0:

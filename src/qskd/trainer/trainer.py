@@ -1,5 +1,6 @@
 """DistillationTrainer: ``transformers.Trainer`` for a detector, with or without a teacher."""
 
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast, gather_object
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import TrainOutput
 
 from qskd.data.batch import Batch, collate
 from qskd.data.dataset import DetectionDataset
@@ -96,6 +98,17 @@ class DistillationTrainer(Trainer):
             self.add_callback(AverageCallback(self.average, self.distiller.student))
         if self.args.early_stopping_patience > 0:
             self.add_callback(EarlyStopping(self.args.early_stopping_patience))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> TrainOutput:
+        """As the base class; a checkpoint at or beyond the last step is restored, and no step is added to it."""
+        state = Path(str(resume_from_checkpoint)) / "trainer_state.json"
+        if resume_from_checkpoint and state.is_file():
+            reached = TrainerState.load_from_json(str(state))
+            if reached.global_step >= self.args.steps_for(len(self.train_dataset)):
+                self.state = reached
+                self._load_from_checkpoint(str(resume_from_checkpoint))
+                return TrainOutput(reached.global_step, math.nan, {})
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
 
     # ---- a step ------------------------------------------------------------------------------------------
 
@@ -234,7 +247,8 @@ class DistillationTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """COCO metrics of the moving average; only detections are kept in memory."""
-        dataset = eval_dataset or self.eval_dataset
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        self._refuse_broken_weights("nothing can be measured")
         self._share_buffers()
         evaluator = CocoEvaluator(dataset.index.ground_truth(), dataset.index.category_ids)
         with self.accelerator.autocast():
@@ -284,12 +298,14 @@ class DistillationTrainer(Trainer):
         """Write student, projections and average, not the teacher."""
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
-            if not all(bool(tensor.isfinite().all()) for tensor in self.distiller.state_dict().values()):
-                raise NonFiniteLoss(
-                    f"The weights after step {self.state.global_step} are not finite; they are not saved. "
-                    f"{self._advice()}"
-                )
+            self._refuse_broken_weights("they are not saved")
             checkpoints.save(folder, self.distiller, self.average, self.identity)
+
+    def _refuse_broken_weights(self, so: str) -> None:
+        if not all(bool(tensor.isfinite().all()) for tensor in self.distiller.state_dict().values()):
+            raise NonFiniteLoss(
+                f"The weights after step {self.state.global_step} are not finite; {so}. {self._advice()}"
+            )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Restore what ``_save`` wrote, refusing another run's checkpoint."""

@@ -4,6 +4,7 @@ A box of the file is [left, top, width, height] in pixels; here it becomes corne
 Letters: I images, T annotations of the whole file, N annotations of one image.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -79,6 +80,13 @@ class CocoIndex:
     def boxes(self, image: int) -> NDArray[np.float64]:
         """[N, 4] corners in pixels of the objects of the image at this position, clipped to the image."""
         return self.annotations.boxes[self.annotations.objects(image)]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over classes, file names, labels and boxes: what there is to learn from."""
+        digest = hashlib.sha256("\n".join((*self.class_names, *self.images.file_names)).encode())
+        for column in (self.annotations.labels, self.annotations.file_boxes, self.annotations.starts):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
 
     def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
         """What detections are scored against, in COCO's form: the file's boxes unclipped, crowds included.

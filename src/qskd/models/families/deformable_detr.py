@@ -62,6 +62,11 @@ class DeformableDetrAdapter(DetrAdapter):
         return tuple(strides)
 
     @property
+    def picks_queries(self) -> bool:
+        """In two stages."""
+        return bool(self._config.two_stage)
+
+    @property
     def num_layers(self) -> int:
         """L, the decoder layers."""
         return int(self._config.decoder_layers)

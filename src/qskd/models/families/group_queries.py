@@ -8,7 +8,7 @@ from transformers.loss.loss_lw_detr import LwDetrHungarianMatcher, LwDetrImageLo
 
 from qskd.data.batch import Batch
 from qskd.errors import DataError
-from qskd.models.adapter import DetrAdapter, MatchCosts, Need, OwnLoss, Reading
+from qskd.models.adapter import DetrAdapter, MatchCosts, Need, OwnLoss, Reading, parts_or_nan
 from qskd.models.attention_deformable import Grid, deformable_attention, sampling_inputs
 from qskd.models.hooks import record_calls
 from qskd.models.view import DetrView
@@ -37,6 +37,11 @@ class GroupQueriesAdapter(DetrAdapter):
     def memory_channels(self) -> tuple[int, ...]:
         """Channels of every level: the width of the decoder."""
         return (self._config.d_model,) * len(self.strides)
+
+    @property
+    def picks_queries(self) -> bool:
+        """Always, each group for itself."""
+        return True
 
     @property
     def num_layers(self) -> int:
@@ -107,11 +112,17 @@ class GroupQueriesAdapter(DetrAdapter):
 
         In evaluation mode there is one group; Hugging Face would split its queries into as many as in training.
         """
-        criterion, labels = self._criterion(), batch.targets.as_huggingface()
-        count = max(batch.targets.total, 1) * self._groups
         layers = len(logits) if self._config.auxiliary_loss else 1
         answers = {f"_{layer}": (logits[layer], boxes[layer]) for layer in range(len(logits) - layers, len(logits) - 1)}
         answers |= {"": (logits[-1], boxes[-1]), "_enc": self._proposals(output)}
+        parts = parts_or_nan(lambda: self._parts(answers, batch), logits, boxes)
+        total = torch.stack(list(parts.values())).sum()
+        return OwnLoss(total, {name: part.detach() for name, part in parts.items()})
+
+    def _parts(self, answers: dict[str, tuple[Tensor, Tensor]], batch: Batch) -> dict[str, Tensor]:
+        """Every weighted part of the loss, of each answer by its suffix."""
+        criterion, labels = self._criterion(), batch.targets.as_huggingface()
+        count = max(batch.targets.total, 1) * self._groups
         parts: dict[str, Tensor] = {}
         for suffix, (scores, places) in answers.items():
             # In less than float32 a probability rounds to 1, and the loss takes the logarithm of what is left.
@@ -120,8 +131,7 @@ class GroupQueriesAdapter(DetrAdapter):
             for kind in criterion.losses:
                 found = criterion.get_loss(kind, outputs, labels, match, count)
                 parts |= {name + suffix: self._weights[name] * value for name, value in found.items()}
-        total = torch.stack(list(parts.values())).sum()
-        return OwnLoss(total, {name: part.detach() for name, part in parts.items()})
+        return parts
 
     @property
     def _groups(self) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qskd.data.batch import Batch
 from qskd.errors import ConfigError, DataError
-from qskd.models.adapter import DetrAdapter, MatchCosts, Need, OwnLoss, Reading
+from qskd.models.adapter import DetrAdapter, MatchCosts, Need, OwnLoss, Reading, parts_or_nan
 from qskd.models.attention_deformable import deformable_attention, sampling_inputs
 from qskd.models.hooks import float32_outputs, record_calls
 from qskd.models.view import AttentionReader, DetrView
@@ -56,6 +56,11 @@ class HybridEncoderAdapter(DetrAdapter):
     def strides(self) -> tuple[int, ...]:
         """Pixels per cell of each map of the hybrid encoder."""
         return tuple(self._config.feat_strides)
+
+    @property
+    def picks_queries(self) -> bool:
+        """Always."""
+        return True
 
     @property
     def num_layers(self) -> int:
@@ -140,7 +145,11 @@ class HybridEncoderAdapter(DetrAdapter):
         criterion = self._criterion().to(output.intermediate_logits.device)
         if not any(len(image["class_labels"]) for image in labels):
             criterion.matcher = _MatchNothing()
-        parts: dict[str, Tensor] = criterion(self._predictions(output), labels)
+        parts = parts_or_nan(
+            lambda: criterion(self._predictions(output), labels),
+            output.intermediate_logits,
+            output.intermediate_reference_points,
+        )
         total = torch.stack(list(parts.values())).sum()  # the criterion has weighted every part
         if self.model.training:
             total = total + self._nothing(output)
