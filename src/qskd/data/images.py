@@ -13,6 +13,8 @@ from torch import Tensor
 from qskd.errors import DataError
 
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # grey, 16 bits a pixel; Pillow < 11 reads them as "I"
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what the last bytes of a whole file hold
+_TAIL = 1024  # bytes
 
 
 def read_pixels(path: Path, *, height: int, width: int, at_least: tuple[int, int] | None = None) -> Tensor:
@@ -40,14 +42,24 @@ def read_pixels(path: Path, *, height: int, width: int, at_least: tuple[int, int
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def check_header(path: Path, *, height: int, width: int) -> None:
-    """What can be known of an image file without decoding it.
+def check_file(path: Path, *, height: int, width: int) -> None:
+    """What can be known of an image file from its two ends; only where the end is missing is it decoded.
 
     Raises:
-        DataError: the file is missing, not an image, or of another size than said.
+        DataError: the file is missing, cut off, not an image, or of another size than said.
     """
     with _told(path), Image.open(path) as image:
         _check_size(path, image, height, width)
+        mark = _ENDS.get(str(image.format))
+        if mark is not None and mark not in _tail(path):
+            image.load()
+
+
+def _tail(path: Path) -> bytes:
+    """The last bytes of a file; some programs write more behind an image's end."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL))
+        return file.read()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 
 from qskd.data.dataset import DetectionDataset
 from qskd.data.formats.coco import CocoIndex, find_split
-from qskd.data.images import check_header
+from qskd.data.images import check_file
 from qskd.data.transforms import Augmentation, ImageSize, build_transform
 from qskd.errors import ConfigError
 from qskd.models.adapter import DetrAdapter
@@ -76,14 +76,14 @@ def open_splits(options: SourceOptions) -> Splits:
 
 
 def check_images(index: CocoIndex) -> None:
-    """Look at the header of every image file: 1000 files take 0.1 s, finding a bad one in the night a night.
+    """Look at both ends of every image file: 1000 files take 0.2 s, finding a bad one in the night a night.
 
     Raises:
-        DataError: a file is no image, or of another size than the annotations say.
+        DataError: a file is no image, cut off, or of another size than the annotations say.
     """
     with ThreadPoolExecutor(_READERS) as pool:
         for _ in pool.map(
-            lambda record: check_header(record.path, height=record.height, width=record.width), index.images
+            lambda record: check_file(record.path, height=record.height, width=record.width), index.images
         ):
             pass
 
@@ -151,7 +151,7 @@ def datasets(
         splits.train,
         build_transform(size, train=True, augment=augment),
         seed,
-        decode_at_least=size.largest,
+        decode_at_least=math.ceil(size.largest / (math.sqrt(augment.crop_area) if augment.crop else 1.0)),
     )
     return train, evaluation_dataset(splits.val, size) if splits.val is not None else None
 
