@@ -1,5 +1,6 @@
 """The command itself: help, version, exit statuses, and how little it imports for them."""
 
+import os
 import subprocess
 import sys
 
@@ -67,6 +68,21 @@ def test_an_interruption_is_status_130(capsys, monkeypatch):
     monkeypatch.setattr("qskd.cli.env.run", interrupted)
     assert main(["env"]) == 130
     assert capsys.readouterr().err == "qskd env: interrupted\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["env"]])
+def test_an_output_that_nobody_reads_ends_the_command_without_a_traceback(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [sys.executable, "-m", "qskd", *arguments]
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120)
+    finally:
+        os.close(writer)
+    assert done.returncode == 141
+    assert "nothing reads the output" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipeError" not in done.stderr
 
 
 def test_env_names_versions_and_devices(capsys):

@@ -178,7 +178,10 @@ def test_the_preflight_can_be_switched_off(tmp_path, flags, is_on):
         (["--max_steps", "ten"], "argument --max_steps/--max-steps: invalid int value: 'ten'"),
         (["--bf16", "--fp16"], "bf16"),
         (["--ema_decay", "3"], "ema_decay is 3.0"),
-        (["--lr_scheduler_kwargs", "{"], ""),
+        (["--lr_scheduler_kwargs", "{"], "lr_scheduler_kwargs is '{', which is no JSON"),
+        (["--lr_scheduler_kwargs", '{"a": 1}'], "do not fit lr_scheduler_type cosine"),
+        (["--fsdp", "full_shard"], "fsdp is not supported"),
+        (["--accelerator_config", "nowhere.json"], "nowhere.json"),
     ],
 )
 def test_values_that_cannot_be_are_refused_in_few_words(tmp_path, flags, told):
@@ -194,3 +197,16 @@ def test_a_mapping_in_a_file_reaches_transformers(tmp_path):
     config = distilled(tmp_path, "--config", str(path))[3]
     assert config.lr_scheduler_kwargs == {"min_lr": 0.001}
     assert config.eval_strategy.value == "no"
+
+
+def test_a_file_may_use_every_name_that_a_flag_has(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("strict: true\nteacher_model_name_or_path: t\nstudent_model_name_or_path: null\nmax-steps: 7\n")
+    pair, data, _, config = distilled(tmp_path, "--config", str(path))
+    assert (data.strict_data, pair.teacher, pair.student, config.max_steps) == (True, "t", None, 7)
+
+
+def test_without_flags_options_are_those_that_python_has(tmp_path):
+    pair, data, method, config = distilled(tmp_path)
+    assert (pair, data, method) == (PairOptions(), DataOptions(), MethodOptions())
+    assert config.given == DistillationConfig(output_dir=str(tmp_path), use_cpu=True).given

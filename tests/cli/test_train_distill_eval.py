@@ -51,14 +51,14 @@ def test_distil_says_what_it_does_and_what_came_out(taught):
 def test_the_saved_configuration_runs_again_to_the_same_weights(taught, tmp_path, capsys):
     """As saved, but in another folder and without the preflight, since flags win."""
     folder, _ = taught
-    assert yaml.safe_load((folder / "config.yaml").read_text())["selection_cap"] == "5"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["selection_cap"] == 5
     config = ["distill --config", folder / "config.yaml"]
     assert command(*config, "--output_dir", tmp_path / "again", "--no-preflight") == 0
     one, other = (load_file(run / "last" / "model.safetensors") for run in (folder, tmp_path / "again"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
     saved = yaml.safe_load((tmp_path / "again" / "config.yaml").read_text())
-    assert (saved["preflight"], saved["max_steps"], saved["selection_cap"]) == (False, 2, "5")
+    assert (saved["preflight"], saved["max_steps"], saved["selection_cap"]) == (False, 2, 5)
     capsys.readouterr()
     assert command(*config) == 2
     assert "holds another run" in capsys.readouterr().err

@@ -13,7 +13,6 @@ from qskd.models.loading import (
     as_teacher,
     load_model,
     new_model,
-    same_model,
     weights_fingerprint,
     with_class_names,
 )
@@ -57,7 +56,7 @@ def test_a_saved_model_comes_back_as_it_was(family, tmp_path):
     loaded = load_model(tmp_path)
 
     assert type(loaded) is type(adapter)
-    assert same_model(loaded, adapter)
+    assert weights_fingerprint(loaded.model) == weights_fingerprint(adapter.model)
     assert loaded.id2label == dict(enumerate(NAMES))
     assert not loaded.model.training
 
@@ -245,7 +244,7 @@ def test_a_model_with_other_classes_trains_and_is_saved(family, tmp_path):
     changed.model.eval().save_pretrained(tmp_path)
 
     assert loss.isfinite()
-    assert same_model(load_model(tmp_path), changed)
+    assert weights_fingerprint(load_model(tmp_path).model) == weights_fingerprint(changed.model)
 
 
 def test_shared_heads_stay_shared():

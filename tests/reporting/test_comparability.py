@@ -6,6 +6,8 @@ from qskd.reporting.groups import group_runs
 
 METRICS = summary()["metrics"]
 COST = summary()["cost"]
+RANDOM = {"weights": "random weights", "configuration": "aabb"}
+CHECKPOINT = {"weights": "weights 1a2b", "configuration": "aabb"}
 
 
 def warnings(*runs):
@@ -58,22 +60,35 @@ def test_teachers_may_be_trained_in_any_way():
         ({"config": {"student": "s", "learning_rate": 1e-3}}, "other options: learning_rate 0.001 against default"),
         ({"config": {"student": "s"}, "cost": {"parameters": 2_000_000}}, "another model"),
         ({"config": {}}, "began with weights of its teacher"),
+        (
+            {"config": {"student": "s"}, "start": CHECKPOINT},
+            "began with weights 1a2b and 'baseline' with random weights",
+        ),
+        (
+            {"config": {"student": "s"}, "start": RANDOM | {"configuration": "eeff"}},
+            "of different configurations: eeff against aabb",
+        ),
     ],
-    ids=["options", "architecture", "start"],
+    ids=["options", "architecture", "teacher's weights", "checkpoint", "configuration"],
 )
 def test_a_baseline_unlike_the_student_is_told(distilled, told):
-    found = warnings(record("b"), record("d", kind="distill", **distilled))
+    found = warnings(record("b", start=RANDOM), record("d", kind="distill", **distilled))
     assert len(found) == 1
     assert told in found[0]
 
 
 @pytest.mark.parametrize(
-    ("config", "baseline"),
-    [({"inherit": False}, {}), ({}, {"kind": "distill", "method": "none"})],
-    ids=["random student", "baseline with the same start"],
+    ("distilled", "baseline"),
+    [
+        ({"config": {"inherit": False}}, {}),
+        ({}, {"kind": "distill", "method": "none"}),
+        ({"config": {"student": "s"}, "start": CHECKPOINT}, {"start": CHECKPOINT}),
+        ({"config": {"student": "s"}, "start": CHECKPOINT}, {}),  # a run of an older version does not tell
+    ],
+    ids=["random student", "baseline with the same start", "one checkpoint", "unknown"],
 )
-def test_the_same_start_is_no_warning(config, baseline):
-    assert warnings(record("b", **baseline), record("d", kind="distill", config=config)) == []
+def test_the_same_start_is_no_warning(distilled, baseline):
+    assert warnings(record("b", **baseline), record("d", kind="distill", **distilled)) == []
 
 
 def test_notes_say_what_is_missing():

@@ -6,6 +6,7 @@ from builders_reports import record
 from qskd.reporting.groups import Difference, difference, gap_closed, group_runs, metric, reference_of
 
 AP = metric("AP")
+START = {"weights": "random weights", "configuration": "aabb"}
 
 
 def runs(aps, **changes):
@@ -99,6 +100,26 @@ def test_runs_that_differ_in_more_than_their_seed_are_groups_of_their_own():
     }
 
 
+def test_runs_that_began_differently_are_groups_of_their_own():
+    groups = group_runs(
+        [
+            record("a", seed=1, start=START),
+            record("b", seed=2, start=START),
+            record("c", seed=3, start={"weights": "weights 1a2b", "configuration": "aabb"}),
+            record("d", seed=4),  # of an older version
+            record("e", kind="distill", start=START),
+            record("f", kind="distill", start=START | {"configuration": "eeff"}),
+        ]
+    )
+    assert {group.label: [run.name for run in group.runs] for group in groups} == {
+        "baseline, from random weights": ["a", "b"],
+        "baseline, from weights 1a2b": ["c"],
+        "baseline, from unknown weights": ["d"],
+        "qskd, configuration aabb": ["e"],
+        "qskd, configuration eeff": ["f"],
+    }
+
+
 def test_architectures_are_told_apart_in_labels():
     small, large = record("a"), record("b", cost={"parameters": 2_500_000})
     assert [group.label for group in group_runs([small, large])] == [
@@ -119,15 +140,16 @@ def test_a_distillation_without_terms_is_a_baseline():
     ("candidates", "chosen"),
     [
         ({"other": {"cost": {"parameters": 7}}, "same": {}}, "same"),
+        ({"other": {"kind": "distill", "method": "none", "start": {"weights": "w"}}, "same": {"start": START}}, "same"),
         ({"plain": {}, "control": {"kind": "distill", "method": "none"}}, "control"),
         ({"seed5": {"seed": 5}, "seed0": {"seed": 0, "config": {"flip": 0.1}}}, "seed0"),
         ({"far": {"config": {"flip": 0.1, "crop": 0.1}}, "near": {"config": {"flip": 0.1}}}, "near"),
         ({}, None),
     ],
-    ids=["architecture", "start", "seeds", "options", "none"],
+    ids=["architecture", "start", "unknown start", "seeds", "options", "none"],
 )
 def test_a_distilled_group_is_measured_by_the_baseline_most_like_it(candidates, chosen):
     baselines = [record(name, **changes) for name, changes in candidates.items()]
-    groups = group_runs([*baselines, record("d", kind="distill")])
+    groups = group_runs([*baselines, record("d", kind="distill", start=START)])
     found = reference_of(groups[-1], groups)
     assert (found and found.first.name) == chosen

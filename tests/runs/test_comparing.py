@@ -67,6 +67,15 @@ def test_a_teacher_is_recognised_by_its_weights_where_its_folder_moved(folders, 
     assert made.pictures is None
 
 
+def test_a_run_that_has_other_weights_than_the_teacher_it_was_is_not_taken_for_it(folders, tmp_path):
+    model = load_model(folders[0] / "best").model
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)
+    model.save_pretrained(folders[0] / "best")
+    made = compare(folders, tmp_path / "out", images=0)
+    assert {row.name: row.role for row in made.rows}["teacher_run"] == "baseline"
+
+
 def test_a_teacher_whose_folder_is_gone_is_left_out_of_the_pictures(folders, tmp_path):
     shutil.rmtree(folders[0])
     made = compare(folders[1:], tmp_path / "out", images=1)

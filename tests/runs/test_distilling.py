@@ -79,6 +79,7 @@ def test_the_summary_tells_of_teacher_and_student(checked):
     summary = json.loads((checked.folder / "summary.json").read_text())
     assert (summary["kind"], summary["method"], summary["family"]) == ("distill", "qskd", "rt_detr")
     teacher = load_model(TEACHER).model
+    assert summary["start"]["weights"] == f"weights of teacher {weights_fingerprint(teacher)[:12]}"
     assert summary["teacher"]["fingerprint"] == weights_fingerprint(teacher)
     assert summary["teacher"]["cost"]["parameters"] == sum(parameter.numel() for parameter in teacher.parameters())
     assert summary["cost"]["parameters"] < summary["teacher"]["cost"]["parameters"]
@@ -98,7 +99,7 @@ def test_a_derived_student_begins_with_the_teachers_weights_or_without():
     kept = {}
     for inherit in (True, False):
         pair = PairOptions(student_num_queries=7, student_encoder_layers=1, inherit=inherit)
-        student, notes = make_student(pair, teacher, NAMES[:3], seed=1)
+        student, notes, _ = make_student(pair, teacher, NAMES[:3], seed=1)
         assert (student.num_queries, tuple(student.id2label.values())) == (7, NAMES[:3])
         assert notes[0] == "the student, derived from the teacher"
         ours, theirs = student.model.state_dict(), teacher.model.state_dict()

@@ -90,6 +90,11 @@ def test_a_sample_is_spread_over_the_split(scenes, tmp_path):
     [
         ({"model": None}, ConfigError, "--model was not given"),
         ({"split": "tset"}, DataError, "No annotation file for the split 'tset'"),
+        (
+            {"split": "foo", "val_annotations": "v", "val_images": "i"},
+            ConfigError,
+            "--split foo names a split of --data",
+        ),
         ({"batch_size": 0}, ConfigError, "--batch_size is 0"),
         ({"image_size": 33}, ConfigError, "Try 32"),
         ({"modle": "x"}, ConfigError, "no option 'modle'. Did you mean 'model'"),

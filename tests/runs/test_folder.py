@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from qskd.cli.parsing import parse
 from qskd.errors import ConfigError
 from qskd.runs.folder import RunFolder, changed_options, environment
-from qskd.runs.options import DataOptions, MethodOptions, ModelOptions
+from qskd.runs.options import DataOptions, MethodOptions, ModelOptions, PairOptions
 from qskd.trainer import DistillationConfig
 
 
@@ -140,6 +141,7 @@ def test_only_what_was_asked_for_is_remembered(tmp_path):
         use_cpu=True,
         learning_rate=3e-4,
         save_total_limit=None,
+        lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr": 1e-6},
         resume_from_checkpoint="last",
         weight_decay=1e-4,  # its default
@@ -147,14 +149,59 @@ def test_only_what_was_asked_for_is_remembered(tmp_path):
     found = changed_options(ModelOptions(model=Path("a/b")), DataOptions(), MethodOptions(selection_cap="5"), config)
     assert found == {
         "model": str(Path("a/b")),
-        "selection_cap": "5",
+        "selection_cap": 5,
         "output_dir": str(tmp_path / "run"),
         "use_cpu": True,
         "learning_rate": 3e-4,
         "save_total_limit": None,
+        "lr_scheduler_type": "cosine_with_min_lr",
         "lr_scheduler_kwargs": {"min_lr": 1e-6},
     }
     assert yaml.safe_load(yaml.safe_dump(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    [
+        ([], {}),
+        (["--selection_cap", "2"], {"selection_cap": 2}),
+        (["--selection_cap", "none", "--lapd_top_up", "yes"], {"selection_cap": "none", "lapd_top_up": True}),
+        (["--lapd_weight", "2"], {"lapd_weight": 2.0}),
+        (["--warmup_steps", "5", "--logging_steps", "3"], {"warmup_steps": 5, "logging_steps": 3}),
+        (["--lr_scheduler_kwargs", '{"num_cycles": 1}'], {"lr_scheduler_kwargs": {"num_cycles": 1}}),
+        (["--include_num_input_tokens_seen", "no", "--eval_strategy", "epoch"], {"eval_strategy": "epoch"}),
+    ],
+)
+def test_flags_and_keywords_that_mean_the_same_are_remembered_alike(tmp_path, flags, options):
+    kinds = (PairOptions, DataOptions, MethodOptions, DistillationConfig)
+    common = {"output_dir": str(tmp_path / "run"), "use_cpu": True}
+    by_flags = changed_options(
+        *parse("distill", "", kinds, ["--use_cpu", "--output_dir", common["output_dir"], *flags])
+    )
+    method = MethodOptions(**{name: value for name, value in options.items() if hasattr(MethodOptions, name)})
+    rest = {name: value for name, value in options.items() if not hasattr(MethodOptions, name)}
+    by_keywords = changed_options(PairOptions(), DataOptions(), method, DistillationConfig(**common, **rest))
+    assert json.dumps(by_flags, sort_keys=True) == json.dumps(by_keywords, sort_keys=True)  # 2 is not 2.0 there
+    again = tmp_path / "run.yaml"
+    again.write_text(yaml.safe_dump(by_flags))
+    assert changed_options(*parse("distill", "", kinds, ["--config", str(again)])) == by_flags
+
+
+def test_files_and_folders_are_remembered_by_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("scenes", "teacher"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "val.json").write_text("{}")
+    pair = PairOptions(teacher="teacher", student="owner/hub-id", student_backbone_weights="./teacher")
+    found = changed_options(pair, DataOptions(data="scenes", val_annotations="val.json", val_images="nowhere"))
+    assert found == {
+        "teacher": str(tmp_path / "teacher"),
+        "student": "owner/hub-id",
+        "student_backbone_weights": str(tmp_path / "teacher"),
+        "data": str(tmp_path / "scenes"),
+        "val_annotations": str(tmp_path / "val.json"),
+        "val_images": "nowhere",
+    }
 
 
 def test_the_environment_names_what_a_result_depends_on():

@@ -52,6 +52,7 @@ def test_the_summary_says_what_was_run_and_what_came_out(finished):
         "train_images": 16,
     }
     assert summary["image_size"] == [64]
+    assert summary["start"]["weights"].startswith("weights ")
     assert summary["metrics"] == json.loads((finished.folder / "eval" / "val.json").read_text())
     assert set(summary["metrics"]["per_class"]) == set(NAMES)
     model = load_model(finished.model).model

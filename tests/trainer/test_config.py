@@ -39,10 +39,12 @@ def test_the_best_model_may_be_chosen_by_another_number(tmp_path):
 
 
 def test_what_was_asked_for_is_remembered_as_it_was(tmp_path):
-    made = config(tmp_path, learning_rate=3e-4, eval_strategy="steps", eval_steps=5, lr_scheduler_kwargs={"a": 1})
+    made = config(
+        tmp_path, learning_rate=3e-4, eval_strategy="steps", eval_steps=5, lr_scheduler_kwargs={"num_cycles": 1}
+    )
     assert made.given["learning_rate"] == 3e-4
     assert made.given["eval_strategy"] == "steps"
-    assert made.given["lr_scheduler_kwargs"] == {"a": 1}
+    assert made.given["lr_scheduler_kwargs"] == {"num_cycles": 1}
     assert made.given["metric_for_best_model"] is None  # though it has become eval_AP
     assert made.given["remove_unused_columns"] is True  # though it has become False
 
@@ -65,6 +67,11 @@ def test_what_was_asked_for_is_remembered_as_it_was(tmp_path):
         ({"num_train_epochs": -1}, "num_train_epochs is -1; give more than 0"),
         ({"gradient_checkpointing": True}, "gradient_checkpointing is not supported"),
         ({"metric_for_best_model": "mAP"}, "metric_for_best_model is 'mAP'; give AP, AP50, AP75,"),
+        ({"fsdp": "full_shard"}, "fsdp is not supported"),
+        ({"lr_scheduler_kwargs": "{"}, "lr_scheduler_kwargs is '{', which is no JSON"),
+        ({"lr_scheduler_kwargs": "[1]"}, "lr_scheduler_kwargs is '[1]'; expected a JSON object."),
+        ({"lr_scheduler_kwargs": {"min_lr": 1}}, "do not fit lr_scheduler_type cosine: "),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_kwargs {} do not fit"),
         ({"early_stopping_patience": 3, "eval_strategy": "no"}, "early_stopping_patience needs evaluations"),
     ],
 )
@@ -72,3 +79,8 @@ def test_what_cannot_work_is_refused(tmp_path, options, told):
     with pytest.raises(ConfigError) as caught:
         config(tmp_path, **options)
     assert told in str(caught.value)
+
+
+def test_a_mapping_given_as_a_text_is_a_mapping(tmp_path):
+    made = config(tmp_path, lr_scheduler_kwargs='{"num_cycles": 1}')
+    assert made.given["lr_scheduler_kwargs"] == made.lr_scheduler_kwargs == {"num_cycles": 1}

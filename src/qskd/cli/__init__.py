@@ -1,5 +1,7 @@
 """The command line: `qskd <command>`; one thin file a command: parse, call ``runs``, print."""
 
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -17,6 +19,20 @@ COMMANDS: dict[str, str] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the process's exit status (2 for bad input)."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # as in `qskd env | head -1`
+        # Python flushes once more at its end, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError):
+            print("qskd: stopped, since nothing reads the output any more", file=sys.stderr)
+        return 141
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
         print(usage())

@@ -4,6 +4,7 @@ import json
 import os
 from argparse import Action
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +22,10 @@ class _Parser(HfArgumentParser):
         """Say what is wrong, without the two hundred options that are not."""
         raise ConfigError(message)
 
+    def _get_value(self, action: Action, arg_string: str) -> Any:
+        """A default that is a text stays as the dataclass has it, so that flags and Python mean the same."""
+        return arg_string if arg_string == action.default else super()._get_value(action, arg_string)
+
 
 def parse(command: str, description: str, kinds: Sequence[type], arguments: Sequence[str]) -> tuple[Any, ...]:
     """One instance of every dataclass in ``kinds``.
@@ -31,7 +36,8 @@ def parse(command: str, description: str, kinds: Sequence[type], arguments: Sequ
     """
     parser = _Parser(kinds, prog=f"qskd {command}", description=description)
     parser.add_argument("--config", metavar="FILE", help="YAML file with options by name; flags win over it.")
-    options = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    options = _options(parser)
+    parser.set_defaults(**_defaults(kinds))
     rest, config = _split_config(list(arguments))
     if config is not None:
         rest = _from_file(parser, config, options) + rest
@@ -41,11 +47,31 @@ def parse(command: str, description: str, kinds: Sequence[type], arguments: Sequ
         )
     except ConfigError:
         raise
-    except (ValueError, ImportError) as error:  # what transformers says about values that cannot be
+    except (ValueError, ImportError, OSError) as error:  # what transformers says about values that cannot be
         raise ConfigError(str(error)) from error
     if unknown:
         raise ConfigError(_no_option(unknown[0], [f"--{name}" for name in options]))
     return tuple(made[: len(kinds)])
+
+
+def _options(parser: HfArgumentParser) -> dict[str, Action]:
+    """Every option that takes a value, by each of its names."""
+    return {
+        name.removeprefix("--"): action
+        for action in parser._actions
+        for name in action.option_strings
+        if action.nargs != 0 and action.dest != "config"
+    }
+
+
+def _defaults(kinds: Sequence[type]) -> dict[str, Any]:
+    """What the dataclasses say: the parser forgets the default of ``debug``."""
+    return {
+        entry.name: entry.default
+        for kind in kinds
+        for entry in fields(kind)
+        if entry.init and entry.default is not MISSING
+    }
 
 
 def _split_config(arguments: list[str]) -> tuple[list[str], Path | None]:
@@ -72,7 +98,7 @@ def _from_file(parser: HfArgumentParser, path: Path, options: Mapping[str, Actio
         elif isinstance(text, dict):
             flags.append(f"--{name}={json.dumps(value)}")
         else:
-            parser.set_defaults(**{name: value})
+            parser.set_defaults(**{options[name].dest: value})
     return flags
 
 

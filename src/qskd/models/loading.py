@@ -33,6 +33,7 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",  # read by transformers with weights_only=True
     "pytorch_model.bin.index.json",
 )
+_PROVENANCE = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")  # no part of a model
 _SHOWN = 5  # names listed in an error
 _LONGEST_REASON = 500  # characters quoted of somebody else's error
 
@@ -284,6 +285,15 @@ def structure_fingerprint(model: nn.Module) -> str:
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
-def same_model(a: DetrAdapter, b: DetrAdapter) -> bool:
-    """Whether two models hold the same weights, bit by bit."""
-    return weights_fingerprint(a.model) == weights_fingerprint(b.model)
+def configuration_fingerprint(model: nn.Module) -> str:
+    """SHA-256 over a model's configuration, but for where it comes from and what wrote it."""
+    config: Any = model.config
+    return hashlib.sha256(json.dumps(_without_provenance(config.to_dict()), sort_keys=True).encode()).hexdigest()
+
+
+def _without_provenance(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _without_provenance(entry) for key, entry in value.items() if key not in _PROVENANCE}
+    if isinstance(value, list | tuple):
+        return [_without_provenance(entry) for entry in value]
+    return value if value is None or isinstance(value, bool | int | float) else str(value)

@@ -14,7 +14,6 @@ _OPTIONS = (  # of the training itself; a baseline and a distillation should sha
     "ema_decay",
     "lr_scheduler_type",
     "warmup_steps",
-    "warmup_ratio",
     "backbone_lr_scale",
     "max_grad_norm",
     "optim",
@@ -103,16 +102,32 @@ def _unlike_reference(group: Group, groups: Sequence[Group]) -> list[str]:
         lines.append(
             f"'{group.label}' is another model than '{reference.label}': {_model(ours)} against {_model(theirs)}."
         )
-    if ours.inherits and not theirs.inherits:
+    elif "" not in (ours.configuration, theirs.configuration) and ours.configuration != theirs.configuration:
         lines.append(
-            f"'{group.label}' began with weights of its teacher and '{reference.label}' did not: part of the "
-            "difference is due to them. A run with --method none has the same start."
+            f"'{group.label}' and '{reference.label}' are models of different configurations: {ours.configuration} "
+            f"against {theirs.configuration}. Compare the config.json in their folders."
         )
+    lines += _unlike_start(group, reference)
     unlike = [key for key in _OPTIONS if ours.config.get(key) != theirs.config.get(key)]
     if unlike:
         told = ", ".join(f"{key} {_option(ours, key)} against {_option(theirs, key)}" for key in unlike)
         lines.append(f"'{group.label}' and '{reference.label}' were trained with other options: {told}.")
     return lines
+
+
+def _unlike_start(group: Group, reference: Group) -> list[str]:
+    ours, theirs = group.first, reference.first
+    if ours.inherits and not theirs.inherits:
+        return [
+            f"'{group.label}' began with weights of its teacher and '{reference.label}' did not: part of the "
+            "difference is due to them. A run with --method none has the same start."
+        ]
+    if ours.began_unlike(theirs):
+        return [
+            f"'{group.label}' began with {ours.start} and '{reference.label}' with {theirs.start}: part of the "
+            "difference is due to that."
+        ]
+    return []
 
 
 def _model(run: RunRecord) -> str:

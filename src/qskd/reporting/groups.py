@@ -111,8 +111,8 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
 def reference_of(group: Group, groups: Sequence[Group]) -> Group | None:
     """The baseline that a distilled group is measured by: the one most like it.
 
-    The same architecture counts most, then the same start (a distillation without terms begins with the same
-    weights), then common seeds, then the fewest options that differ.
+    The same architecture counts most, then the same start (where it is not known: a distillation without terms
+    begins with the same weights), then common seeds, then the fewest options that differ.
     """
     if group.role != "distilled":
         return None
@@ -125,6 +125,7 @@ def _distance(run: RunRecord, other: RunRecord, group: Group, reference: Group) 
     keys = run.recipe.keys() | other.recipe.keys()
     return (
         (run.family, run.parameters) != (other.family, other.parameters),
+        run.began_unlike(other),
         run.kind != other.kind,
         -len(seeds),
         sum(run.recipe.get(key) != other.recipe.get(key) for key in keys),
@@ -143,7 +144,8 @@ def _mean(values: Sequence[float]) -> float | None:
 def _key(run: RunRecord) -> tuple[str, ...]:
     recipe = json.dumps(run.recipe, sort_keys=True, default=str)
     teacher = run.teacher.fingerprint if run.teacher else ""
-    return (run.role, run.kind, run.method, run.family, str(run.parameters), teacher, recipe)
+    model = (run.family, str(run.parameters), run.configuration, run.start)
+    return (run.role, run.kind, run.method, *model, teacher, recipe)
 
 
 def _labels(runs: Sequence[RunRecord]) -> list[str]:
@@ -164,8 +166,23 @@ def _traits(run: RunRecord, namesakes: Sequence[RunRecord]) -> list[str]:
         traits.append("plain" if run.kind == "train" else "distilled without terms")
     if len({(other.family, other.parameters) for other in namesakes}) > 1:
         traits.append(f"{run.family} {run.parameters / 1e6:.2f} M" if run.parameters else run.family)
+    traits += _beginnings(run, namesakes)
     same_kind: list[Mapping[str, Any]] = [other.recipe for other in namesakes if other.kind == run.kind]
     keys = sorted({key for recipe in same_kind for key in recipe})
     told = [key for key in keys if len({json.dumps(recipe.get(key), default=str) for recipe in same_kind}) > 1]
     traits += [f"{key} {run.recipe.get(key, 'default')}" for key in told if key != "method"]
     return traits
+
+
+def _beginnings(run: RunRecord, namesakes: Sequence[RunRecord]) -> list[str]:
+    """What a run began with, if that tells it from others of the same architecture."""
+
+    def alike(other: RunRecord) -> tuple[Any, ...]:
+        return other.kind, other.family, other.parameters
+
+    others = [other for other in namesakes if alike(other) == alike(run)]
+    if len({other.start for other in others}) > 1:
+        return [f"from {run.start or 'unknown weights'}"]
+    if len({other.configuration for other in others}) > 1:
+        return [f"configuration {run.configuration or 'unknown'}"]
+    return []

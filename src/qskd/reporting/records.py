@@ -62,6 +62,8 @@ class RunRecord:
     metrics: Mapping[str, Any]  # as ``CocoMetrics.as_dict``; empty where nothing was measured
     cost: Mapping[str, Any]  # as ``Cost.as_dict``
     resumed: bool = False
+    start: str = ""  # the weights that training began with, the same for all seeds; empty where the run noted none
+    configuration: str = ""  # digest of the model's configuration; empty where the run noted none
     teacher: TeacherRecord | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)  # the options that differ from their defaults
@@ -87,7 +89,7 @@ class RunRecord:
                 f"The summary.json of '{name}' has kind {kind!r}; expected one of {', '.join(_KINDS)}. "
                 "Give folders written by `qskd train` or `qskd distill`."
             )
-        teacher = summary.get("teacher")
+        teacher, start = summary.get("teacher"), summary.get("start") or {}
         return cls(
             name=name,
             kind=str(kind),
@@ -101,6 +103,8 @@ class RunRecord:
             metrics=summary.get("metrics") or {},
             cost=summary.get("cost") or {},
             resumed=bool(summary.get("resumed")),
+            start=str(start.get("weights") or ""),
+            configuration=str(start.get("configuration") or ""),
             teacher=None
             if not teacher
             else TeacherRecord(
@@ -121,6 +125,10 @@ class RunRecord:
     def parameters(self) -> int | None:
         """Parameters of the model."""
         return self.cost.get("parameters")
+
+    def began_unlike(self, other: "RunRecord") -> bool:
+        """Whether the two are known to have begun with different weights."""
+        return bool(self.start and other.start) and self.start != other.start
 
     @property
     def recipe(self) -> dict[str, Any]:

@@ -143,6 +143,8 @@ def _settings(run: RunRecord) -> dict[str, Any]:
         "role": run.role,
         "method": run.method,
         "family": run.family,
+        "start": run.start,
+        "configuration": run.configuration,
         "seed": run.seed,
         "steps": run.steps,
         "train_images": run.train_images,

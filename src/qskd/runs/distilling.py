@@ -21,6 +21,7 @@ from qskd.runs import building, preflight
 from qskd.runs.evaluating import evaluate_adapter
 from qskd.runs.folder import RunFolder, changed_options
 from qskd.runs.options import DataOptions, MethodOptions, PairOptions
+from qskd.runs.starting import start_of, start_of_derived
 from qskd.runs.training import Job, RunResult, measured_cost
 from qskd.trainer import DistillationConfig
 
@@ -45,17 +46,19 @@ def distill(pair: PairOptions, data: DataOptions, method: MethodOptions, config:
     label_map = LabelMap.between(teacher.id2label, splits.class_names)
     # Again, so that the student begins as it would without a teacher.
     set_seed(config.seed)
-    student, notes = make_student(pair, teacher, splits.class_names, config.seed)
+    student, notes, began = make_student(pair, teacher, splits.class_names, config.seed)
     size = building.choose_size(data, [student, teacher], [pair.student, pair.teacher])
     options = changed_options(pair, data, method, config)
-    distillation = Distillation(folder, splits, size, student, config, data, options, teacher, label_map, settings)
+    distillation = Distillation(
+        folder, splits, size, student, config, data, options, began, teacher, label_map, settings
+    )
     return distillation.start(resume, notes, check=method.preflight and resume is None, method=method.method)
 
 
 def make_student(
     pair: PairOptions, teacher: DetrAdapter, class_names: Sequence[str], seed: int
-) -> tuple[DetrAdapter, list[str]]:
-    """The student that the options ask for, and what to tell the user about it.
+) -> tuple[DetrAdapter, list[str], dict[str, str]]:
+    """The student that the options ask for, what to tell the user about it, and what it starts from.
 
     Raises:
         ConfigError: both a checkpoint and a shape were given, or neither.
@@ -76,14 +79,15 @@ def make_student(
         student = building.open_model(
             pair.student, class_names, box_frame="content", trust_remote_code=pair.trust_remote_code
         )
-        return with_class_names(student, class_names), []
+        return with_class_names(student, class_names), [], start_of(pair.student, student)
     if not is_derived:
         raise ConfigError(
             "No student: give --student (a hub id, folder or configuration), or say how it is smaller than the "
             "teacher: --student_backbone resnet18, --student_decoder_layers 3, --student_hidden_size 128, ..."
         )
     student, report = derive_student(teacher, shape, class_names=class_names, inherit=pair.inherit, seed=seed)
-    return student, ["the student, derived from the teacher", *report.as_table().splitlines()]
+    notes = ["the student, derived from the teacher", *report.as_table().splitlines()]
+    return student, notes, start_of_derived(pair, student, teacher)
 
 
 @dataclass(frozen=True, slots=True)

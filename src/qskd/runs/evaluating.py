@@ -24,6 +24,10 @@ def evaluate(model: ModelOptions, data: SourceOptions, *, split: str = "val", ba
         raise building.missing_option("--model", "a hub id or the folder of a trained model")
     if batch_size < 1:
         raise ConfigError(f"--batch_size is {batch_size}; give at least 1.")
+    if split not in ("train", "val") and data.val_annotations is not None:
+        raise ConfigError(
+            f"--split {split} names a split of --data, but --val_annotations would be evaluated. Leave out one of them."
+        )
     adapter = building.open_model(
         model.model, None, box_frame=model.box_frame, trust_remote_code=model.trust_remote_code
     )

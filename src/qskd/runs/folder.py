@@ -16,6 +16,19 @@ import yaml
 from qskd.errors import ConfigError
 from qskd.trainer import checkpoints
 
+_PATHS = frozenset(  # options that may name files or folders here
+    [
+        "data",
+        "model",
+        "student",
+        "student_backbone_weights",
+        "teacher",
+        "train_annotations",
+        "train_images",
+        "val_annotations",
+        "val_images",
+    ]
+)
 _KEPT = ("checkpoints", "best", "last", "summary.json")  # what a run leaves behind that is worth something
 
 
@@ -126,7 +139,10 @@ class RunFolder:
 
 
 def changed_options(*groups: Any) -> dict[str, Any]:
-    """Fields of dataclasses that were given other values than their defaults, as plain values."""
+    """Fields of dataclasses that were given other values than their defaults, as plain values.
+
+    Files and folders are named by absolute paths, so that they are found from wherever the options are read.
+    """
     changed = {}
     for options in groups:
         given = getattr(options, "given", vars(options))
@@ -134,7 +150,7 @@ def changed_options(*groups: Any) -> dict[str, Any]:
             value = _plain(given.get(entry.name))
             # How often a run was interrupted is no part of what it is.
             if entry.init and value != _default(entry) and entry.name != "resume_from_checkpoint" and _is_plain(value):
-                changed[entry.name] = value
+                changed[entry.name] = _absolute(value) if entry.name in _PATHS else value
     return changed
 
 
@@ -143,7 +159,15 @@ def _default(entry: Field[Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # 50 and 50.0 are one number, however it was given
     return os.fspath(value) if isinstance(value, os.PathLike) else getattr(value, "value", value)
+
+
+def _absolute(value: Any) -> Any:
+    """The absolute path of a file or folder that is there; else (a hub id) the value itself."""
+    path = Path(str(value)).expanduser()
+    return str(path.absolute()) if path.exists() else value
 
 
 def _is_plain(value: Any) -> bool:

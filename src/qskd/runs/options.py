@@ -4,7 +4,7 @@ import contextlib
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any, Literal
 
-from qskd.losses.presets import PRESETS, MethodSettings, option_names, resolve
+from qskd.losses.presets import PRESETS, MethodSettings, option_names, options_of, resolve
 
 
 @dataclass
@@ -139,6 +139,19 @@ class MethodOptions(_MethodFlags):
         given = {name: getattr(self, name.replace(".", "_")) for name in option_names()}
         overrides = {name: _value(name, text) for name, text in given.items() if text is not None}
         return resolve(self.method, overrides)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Every field with what it means, whether it was a flag's text or a value: 5 for ``"5"``, ``"none"`` for None.
+
+        Raises:
+            ConfigError: no such method, or a value of the wrong type.
+        """
+        meant = {name.replace(".", "_"): value for name, value in options_of(self.settings()).items()}
+        return {
+            name: value if value is None or name not in meant else "none" if meant[name] is None else meant[name]
+            for name, value in vars(self).items()
+        }
 
 
 _WORDS = {"true": True, "yes": True, "false": False, "no": False}

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -15,7 +14,7 @@ from qskd.evaluation.coco_map import detections_of
 from qskd.labels import LabelMap
 from qskd.models.adapter import DetrAdapter
 from qskd.models.relabel import to_student_classes
-from qskd.reporting.pictures import Objects, detection_sheet, draw_objects, shown
+from qskd.reporting.pictures import Objects, draw_objects, shown
 from qskd.runs import building
 
 _AT_A_TIME = 8  # images in one forward pass
@@ -72,11 +71,3 @@ def drawn(index: CocoIndex, positions: Sequence[int], columns: Sequence[Column])
         image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
         rows.append([draw_objects(image, column.objects[row], index.class_names) for column in columns])
     return rows
-
-
-def save_sheet(path: Path, index: CocoIndex, positions: Sequence[int], columns: Sequence[Column]) -> Path:
-    """All panels in one image file under their titles."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet = detection_sheet(drawn(index, positions, columns), [column.title for column in columns])
-    sheet.save(path)
-    return path

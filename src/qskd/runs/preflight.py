@@ -20,6 +20,7 @@ from qskd.data.dataset import DetectionDataset
 from qskd.distiller import Distiller, StepTotals, TeacherSide, Teaching
 from qskd.errors import PreflightError
 from qskd.labels import LabelMap
+from qskd.reporting.tables import duration, percent
 from qskd.runs.building import evenly
 
 TEACHER_IMAGES = 200
@@ -74,10 +75,10 @@ class Preflight:
         return [
             "preflight",
             f"  labels: the teacher knows {known} of {len(self.label_map.known)} classes",
-            f"  teacher: AP {_percent(self.teacher_metrics.get('AP'))}, AP50 "
-            f"{_percent(self.teacher_metrics.get('AP50'))} on {self.teacher_images} validation images",
+            f"  teacher: AP {percent(self.teacher_metrics.get('AP'))}, AP50 "
+            f"{percent(self.teacher_metrics.get('AP50'))} on {self.teacher_images} validation images",
             *terms,
-            f"  time: about {_duration(self.seconds_per_step * self.total_steps)} for {self.total_steps} steps "
+            f"  time: about {duration(self.seconds_per_step * self.total_steps)} for {self.total_steps} steps "
             f"({self.seconds_per_step:.2f} s each), peak memory {self.peak_memory_gib:.1f} GiB",
             *(f"  warning: {warning}" for warning in self.warnings),
         ]
@@ -215,13 +216,3 @@ def _untouched(module: nn.Module) -> Iterator[None]:
 
 def _is_finite(value: float) -> bool:
     return value - value == 0.0
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

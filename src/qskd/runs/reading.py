@@ -124,7 +124,10 @@ def _validation_digest(config: Mapping[str, Any]) -> str | None:
 
 
 def name_teachers(runs: Sequence[Run]) -> list[Run]:
-    """The runs, those marked whose model is another run's teacher: by its folder, else by its weights."""
+    """The runs, those marked whose model is another run's teacher: the one with its folder first, then all others.
+
+    The folder that a teacher lay in may hold another model by now, so its weights are compared, too.
+    """
     marks: dict[int, str] = {}
     for distilled in runs:
         teacher = distilled.record.teacher
@@ -133,7 +136,9 @@ def name_teachers(runs: Sequence[Run]) -> list[Run]:
         others = [at for at, run in enumerate(runs) if run is not distilled and run.record.kind == "train"]
         folder = teacher_folder(distilled.record)
         found = [at for at in others if folder is not None and folder.is_relative_to(runs[at].folder.path)]
-        found = found or [at for at in others if _has_weights(runs[at], teacher.fingerprint)]
+        if found and folder and teacher.fingerprint and not _has_weights(folder, teacher.fingerprint):
+            found = []
+        found = found or [at for at in others if _has_weights(runs[at].folder.model(), teacher.fingerprint)]
         marks |= {at: teacher.fingerprint for at in found[:1]}
     return [
         replace(run, record=replace(run.record, taught=marks[at])) if at in marks else run
@@ -148,9 +153,9 @@ def teacher_folder(record: RunRecord) -> Path | None:
     return path.resolve() if path is not None and path.is_dir() else None
 
 
-def _has_weights(run: Run, fingerprint: str) -> bool:
+def _has_weights(folder: Path, fingerprint: str) -> bool:
     try:
-        adapter = building.open_model(str(run.folder.model()), None, box_frame="content")
+        adapter = building.open_model(str(folder), None, box_frame="content")
     except QskdError:
         return False
     return weights_fingerprint(adapter.model) == fingerprint

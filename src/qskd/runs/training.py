@@ -21,6 +21,7 @@ from qskd.runs import building
 from qskd.runs.evaluating import evaluate_adapter
 from qskd.runs.folder import RunFolder, changed_options, environment
 from qskd.runs.options import DataOptions, ModelOptions
+from qskd.runs.starting import start_of
 from qskd.trainer import DistillationConfig, DistillationTrainer, checkpoints
 
 
@@ -49,9 +50,10 @@ def train(model: ModelOptions, data: DataOptions, config: DistillationConfig) ->
     adapter = building.open_model(
         model.model, splits.class_names, box_frame=model.box_frame, trust_remote_code=model.trust_remote_code
     )
+    began = start_of(model.model, adapter)
     adapter = with_class_names(adapter, splits.class_names)
     size = building.choose_size(data, [adapter], [model.model])
-    job = Job(folder, splits, size, adapter, config, data, changed_options(model, data, config))
+    job = Job(folder, splits, size, adapter, config, data, changed_options(model, data, config), began)
     return job.run(resume, kind="train", method="none", identity=job.identity(resume))
 
 
@@ -66,6 +68,7 @@ class Job:
     config: DistillationConfig
     data: DataOptions
     options: dict[str, Any]  # what was asked for, to run it again
+    began: dict[str, str]  # what the student starts from, for reports
 
     def tell(self, *lines: str) -> None:
         """Print lines, once for all processes."""
@@ -145,6 +148,7 @@ class Job:
             "kind": kind,
             "method": method,
             "family": self.student.family,
+            "start": self.began,
             "seed": self.config.seed,
             "steps": outcome.global_step,
             "train_seconds": round(seconds, 2),

@@ -1,10 +1,12 @@
 """Settings of a training run: ``TrainingArguments`` with the defaults of detection, and what qskd adds."""
 
+import json
 import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from transformers import SchedulerType, TrainingArguments
+import torch
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from qskd.errors import ConfigError
@@ -25,6 +27,7 @@ _LESS_MEMORY = "is not supported; for less memory try a smaller batch with gradi
 _REFUSED = {
     "activation_checkpointing": _LESS_MEMORY,  # the newer name of the same
     "auto_find_batch_size": "changes the run behind your back; set per_device_train_batch_size.",
+    "fsdp": "is not supported: a model must fit on one device. Several of them share the images, with torchrun.",
     "gradient_checkpointing": _LESS_MEMORY,
     "save_only_model": "would leave checkpoints that cannot be resumed; best/ and last/ are models alone.",
     "load_best_model_at_end": "is not needed: the best weights are always in <output_dir>/best. Leave it out.",
@@ -47,6 +50,7 @@ _TRAJECTORY = (  # decide what a run learns, so they must stay when it is resume
     "warmup_steps",
     "weight_decay",
 )
+_MANY_STEPS = 10**6  # for a schedule that is made only to see whether it can be
 _METRICS = tuple(entry.name for entry in fields(CocoMetrics) if entry.name.startswith("A"))
 
 
@@ -92,6 +96,7 @@ class DistillationConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        self._read_mappings()
         # As asked for, before anything below or in the base class settles it; a second instance to compare with
         # would reset accelerate's state.
         self.given: dict[str, Any] = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.init}
@@ -104,6 +109,7 @@ class DistillationConfig(TrainingArguments):
         self.logging_nan_inf_filter = False
         self._refuse_what_cannot_work()
         super().__post_init__()
+        self._check_schedule()
         if self.device.type != "cuda":
             self.dataloader_pin_memory = False
         # One process uses one device: nn.DataParallel cannot split a Batch. `torchrun` uses them all.
@@ -122,6 +128,23 @@ class DistillationConfig(TrainingArguments):
         batches = math.ceil(images / (self.train_batch_size * self.world_size))
         return math.ceil(self.num_train_epochs * math.ceil(batches / self.gradient_accumulation_steps))
 
+    def _read_mappings(self) -> None:
+        """Options that are mappings, also where a flag gave them as a text."""
+        for name in ("accelerator_config", "gradient_checkpointing_kwargs", "lr_scheduler_kwargs"):
+            text = getattr(self, name)
+            if isinstance(text, str) and (text.startswith("{") or name.endswith("_kwargs")):
+                setattr(self, name, _mapping(name, text))
+
+    def _check_schedule(self) -> None:
+        """Refuse a schedule that could not be made when training starts."""
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=self.learning_rate)
+        kwargs = dict(self.lr_scheduler_kwargs or {})
+        try:
+            get_scheduler(self.lr_scheduler_type, optimizer, 0, _MANY_STEPS, scheduler_specific_kwargs=kwargs)
+        except (TypeError, ValueError, KeyError) as error:
+            name = SchedulerType(self.lr_scheduler_type).value
+            raise ConfigError(f"lr_scheduler_kwargs {kwargs} do not fit lr_scheduler_type {name}: {error}") from error
+
     def _refuse_what_cannot_work(self) -> None:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
@@ -137,3 +160,13 @@ class DistillationConfig(TrainingArguments):
             raise ConfigError(f"ema_decay is {self.ema_decay}; it must lie in [0, 1), 0 switches the average off.")
         if str(self.metric_for_best_model).removeprefix("eval_") not in _METRICS:
             raise ConfigError(f"metric_for_best_model is '{self.metric_for_best_model}'; give {', '.join(_METRICS)}.")
+
+
+def _mapping(name: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{name} is {text!r}, which is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name} is {text!r}; expected a JSON object.")
+    return value

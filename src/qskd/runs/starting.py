@@ -1,0 +1,30 @@
+"""What a student began with, for the summary: runs can be compared where they began alike."""
+
+from qskd.models.adapter import DetrAdapter
+from qskd.models.loading import configuration_fingerprint, weights_fingerprint
+from qskd.runs.options import PairOptions
+
+_DIGITS = 12  # of a fingerprint, in the summary
+
+
+def start_of(source: str, opened: DetrAdapter) -> dict[str, str]:
+    """The start of a student opened from a source; the same for all seeds.
+
+    Args:
+        source: a hub id, a folder, or a configuration (.json).
+        opened: as it was opened, before the rows of its class head were changed.
+    """
+    random = source.endswith(".json")
+    return _start("random weights" if random else f"weights {weights_fingerprint(opened.model)[:_DIGITS]}", opened)
+
+
+def start_of_derived(pair: PairOptions, student: DetrAdapter, teacher: DetrAdapter) -> dict[str, str]:
+    """The start of a student derived from its teacher; the same for all seeds."""
+    weights = f"weights of teacher {weights_fingerprint(teacher.model)[:_DIGITS]}" if pair.inherit else "random weights"
+    if pair.student_backbone_weights is not None:
+        weights += f" and backbone {pair.student_backbone_weights}"
+    return _start(weights, student)
+
+
+def _start(weights: str, student: DetrAdapter) -> dict[str, str]:
+    return {"weights": weights, "configuration": configuration_fingerprint(student.model)[:_DIGITS]}

@@ -1,0 +1,60 @@
+"""What a run says of its start: the same for all seeds, another one for other weights."""
+
+import json
+
+import pytest
+import torch
+
+from builders_runs import NAMES
+from qskd.models.loading import load_model
+from qskd.runs.building import open_model
+from qskd.runs.distilling import make_student
+from qskd.runs.options import PairOptions
+from qskd.runs.starting import start_of
+
+OTHERS = [*NAMES[:-1], "another"]  # a head row of every seed's own
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_folders):
+    return load_model(tiny_folders["rt_detr_teacher"])
+
+
+def start(teacher, seed=0, **options):
+    torch.manual_seed(seed)
+    return make_student(PairOptions(**options), teacher, OTHERS, seed)[2]
+
+
+def test_seeds_begin_alike(teacher, tiny_folders):
+    folder = tiny_folders["rt_detr_student"]
+    for options in (
+        {"student": str(folder)},
+        {"student": str(folder / "config.json")},
+        {"student_num_queries": 7},
+        {"student_num_queries": 7, "inherit": False},
+    ):
+        assert start(teacher, seed=1, **options) == start(teacher, seed=2, **options)
+
+
+def test_weights_and_configurations_are_told_apart(teacher, tiny_folders, tmp_path):
+    folder = tiny_folders["rt_detr_student"]
+    random, loaded = start(teacher, student=str(folder / "config.json")), start(teacher, student=str(folder))
+    assert random["weights"] == "random weights"
+    assert loaded["weights"].startswith("weights ")
+    assert loaded != start(teacher, student=str(tiny_folders["rt_detr_teacher"]))
+    derived = [start(teacher, student_num_queries=7, inherit=inherit)["weights"] for inherit in (True, False)]
+    assert derived == [loaded_from_teacher(teacher), "random weights"]
+    changed = tmp_path / "changed.json"
+    changed.write_text(json.dumps(json.loads((folder / "config.json").read_text()) | {"dropout": 0.3}))
+    assert start(teacher, student=str(changed))["configuration"] != random["configuration"]
+    backbone = start(teacher, student_num_queries=7, student_backbone_weights=str(tiny_folders["rt_detr_teacher"]))
+    assert backbone["weights"].endswith(f"and backbone {tiny_folders['rt_detr_teacher']}")
+
+
+def loaded_from_teacher(teacher):
+    return start_of("teacher", teacher)["weights"].replace("weights", "weights of teacher")
+
+
+def test_a_plain_training_says_the_same_as_a_distillation(teacher, tiny_folders):
+    for source in (str(tiny_folders["rt_detr_student"]), str(tiny_folders["rt_detr_student"] / "config.json")):
+        assert start_of(source, open_model(source, OTHERS, box_frame="content")) == start(teacher, student=source)
