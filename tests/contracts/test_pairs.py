@@ -78,7 +78,7 @@ class Pair:
 
     @property
     def totals(self) -> StepTotals:
-        return StepTotals.of([images()], [self.teaching.prepared])
+        return self.distiller.totals([images()], [self.teaching])
 
     def step(self) -> dict[str, Tensor]:
         return self.distiller(images(), self.totals, self.teaching)
