@@ -102,7 +102,7 @@ class TeacherSide:
     @torch.no_grad()
     def teach(self, batch: Batch) -> Teaching:
         """The teacher's view, groups and every term's preparation for one micro-batch."""
-        reading = self.adapter.read(batch, capture_attention=self._needs_attention)
+        reading = self.adapter.read(batch.for_teacher(), capture_attention=self._needs_attention)
         view = to_student_classes(reading.view, self.label_map)
         known = torch.tensor(self.label_map.known, device=view.logits.device)
         targets, columns = _known_targets(batch.targets, known, all(self.label_map.known))

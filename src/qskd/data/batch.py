@@ -62,6 +62,20 @@ class Targets:
 
 
 @dataclass(frozen=True, slots=True)
+class Images:
+    """Images of any sizes side by side, padded with 0 on the right and at the bottom to the largest."""
+
+    pixels: Tensor  # [B, 3, H, W] float32 in [0, 1]
+    content: Tensor  # [B, 2] long, (height, width) in pixels without the padding
+
+    def to(self, device: Any, non_blocking: bool = False) -> "Images":
+        """The same images on another device."""
+        return Images(
+            self.pixels.to(device, non_blocking=non_blocking), self.content.to(device, non_blocking=non_blocking)
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Images of one step, before any normalisation, with their objects."""
 
@@ -70,6 +84,14 @@ class Batch:
     targets: Targets
     image_ids: tuple[int, ...]  # ids of the annotation file
     original_sizes: tuple[tuple[int, int], ...]  # (height, width) of the image files, in pixels
+    teacher_images: Images | None = None  # the same content at the teacher's own size, if it has one
+
+    def for_teacher(self) -> "Batch":
+        """What the teacher sees: the same objects in the same images, at its own size if it has one."""
+        if self.teacher_images is None:
+            return self
+        pixels, content = self.teacher_images.pixels, self.teacher_images.content
+        return Batch(pixels, content, self.targets, self.image_ids, self.original_sizes)
 
     @property
     def is_padded(self) -> bool:
@@ -92,6 +114,7 @@ class Batch:
             self.targets.to(device, non_blocking=non_blocking),
             self.image_ids,
             self.original_sizes,
+            self.teacher_images.to(device, non_blocking=non_blocking) if self.teacher_images else None,
         )
 
     def __len__(self) -> int:
@@ -107,29 +130,38 @@ class Sample:
     boxes: Tensor  # [N, 4] float32 cxcywh, fractions of the image
     image_id: int
     original_size: tuple[int, int]  # (height, width) of the image file, in pixels
+    teacher_pixels: Tensor | None = None  # [3, h', w'] uint8, the same content at the teacher's own size
 
 
 def collate(samples: Sequence[Sample], *, multiple_of: int = 1) -> Batch:
-    """Images of any sizes side by side, padded with 0 on the right and at the bottom to the largest.
+    """One batch of images of any sizes.
 
     Args:
-        samples: at least one.
+        samples: at least one; all with the teacher's pixels or none.
         multiple_of: pixels; height and width of the batch are rounded up to a multiple of it.
     """
-    content = torch.tensor([sample.pixels.shape[-2:] for sample in samples], dtype=torch.long)
-    height, width = (-(-side // multiple_of) * multiple_of for side in content.amax(dim=0).tolist())
-    # NumPy asks for huge pages: fresh memory of a batch's size costs 4 times less than torch.empty's.
-    pixels = torch.from_numpy(np.empty((len(samples), 3, height, width), dtype=np.float32))
-    for image, sample in zip(pixels, samples, strict=True):
-        h, w = sample.pixels.shape[-2:]
-        torch.mul(sample.pixels, 1 / 255, out=image[:, :h, :w])
-        image[:, h:] = 0
-        image[:, :h, w:] = 0
+    images = _side_by_side([sample.pixels for sample in samples], multiple_of)
+    theirs = [sample.teacher_pixels for sample in samples if sample.teacher_pixels is not None]
     targets = Targets.from_lists([sample.labels for sample in samples], [sample.boxes for sample in samples])
     return Batch(
-        pixels,
-        content,
+        images.pixels,
+        images.content,
         targets,
         tuple(sample.image_id for sample in samples),
         tuple(sample.original_size for sample in samples),
+        _side_by_side(theirs, multiple_of) if theirs else None,
     )
+
+
+def _side_by_side(images: Sequence[Tensor], multiple_of: int) -> Images:
+    """Images [3, h, w] uint8 of any sizes as one padded tensor."""
+    content = torch.tensor([image.shape[-2:] for image in images], dtype=torch.long)
+    height, width = (-(-side // multiple_of) * multiple_of for side in content.amax(dim=0).tolist())
+    # NumPy asks for huge pages: fresh memory of a batch's size costs 4 times less than torch.empty's.
+    pixels = torch.from_numpy(np.empty((len(images), 3, height, width), dtype=np.float32))
+    for place, image in zip(pixels, images, strict=True):
+        h, w = image.shape[-2:]
+        torch.mul(image, 1 / 255, out=place[:, :h, :w])
+        place[:, h:] = 0
+        place[:, :h, w:] = 0
+    return Images(pixels, content)

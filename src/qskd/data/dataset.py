@@ -31,13 +31,22 @@ class DetectionDataset(Dataset[Sample]):
         seed: >= 0.
         decode_at_least: pixels >= 8; JPEGs with both sides at least twice this may be decoded smaller, which
             is faster and changes pixels slightly. None (for evaluation) decodes in full.
+        teacher_transform: makes the teacher's pixels where they are of another size than the student's; it draws the
+            same random numbers as ``transform``, so both see the same part of the image in the same colours.
     """
 
     def __init__(
-        self, index: CocoIndex, transform: Transform, seed: int = 0, *, decode_at_least: int | None = None
+        self,
+        index: CocoIndex,
+        transform: Transform,
+        seed: int = 0,
+        *,
+        decode_at_least: int | None = None,
+        teacher_transform: Transform | None = None,
     ) -> None:
         self.index = index
         self.transform = transform
+        self.teacher_transform = teacher_transform
         self.seed = seed
         self.decode_at_least = decode_at_least
         self._epoch = torch.zeros((), dtype=torch.long)
@@ -65,12 +74,19 @@ class DetectionDataset(Dataset[Sample]):
             at_least=None if side is None else (side, side),
         )
         corners = self.index.boxes(position) * _decoded_scale(pixels, record.width)
-        rng = np.random.default_rng((self.seed, self.epoch, position))
-        pixels, (labels, boxes) = self.transform(pixels, (self.index.labels(position), corners), rng)
+        objects = (self.index.labels(position), corners)
+        shown, (labels, boxes) = self.transform(pixels, objects, self._random(position))
+        for_teacher = None
+        if self.teacher_transform is not None:
+            for_teacher, _ = self.teacher_transform(pixels, objects, self._random(position))
         return Sample(
-            pixels,
+            shown,
             torch.from_numpy(labels.copy()),
             torch.from_numpy(boxes.astype(np.float32)),
             record.id,
             (record.height, record.width),
+            for_teacher,
         )
+
+    def _random(self, position: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, self.epoch, position))

@@ -219,11 +219,14 @@ def crop_window(
 
 
 def zoomed_out(output: tuple[int, int], smallest_side: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Where in the output (height, width) its smaller version goes: (left, top, width, height), pixels."""
+    """Where in the output (height, width) its smaller version goes: (left, top, width, height), pixels.
+
+    Outputs of other sizes get the same place from the same random numbers, but for rounding.
+    """
     scale = rng.uniform(smallest_side, 1)
     height, width = (max(1, round(side * scale)) for side in output)
-    left, top = rng.integers(output[1] - width + 1), rng.integers(output[0] - height + 1)
-    return int(left), int(top), width, height
+    left, top = (math.floor(rng.random() * free) for free in (output[1] - width + 1, output[0] - height + 1))
+    return left, top, width, height
 
 
 def _interleaved(pixels: Tensor) -> Tensor:

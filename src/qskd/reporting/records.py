@@ -39,11 +39,12 @@ _UNIMPORTANT_BEGINNINGS = ("logging_", "log_", "save_", "eval_", "dataloader_", 
 
 @dataclass(frozen=True, slots=True)
 class TeacherRecord:
-    """A teacher as a distillation measured it: on the student's data, at the student's image size."""
+    """A teacher as a distillation measured it: on the student's data, at the size it saw images in."""
 
     metrics: Mapping[str, Any]
     cost: Mapping[str, Any]
     fingerprint: str  # of its weights; empty where the run noted none
+    image_size: tuple[int, ...] = ()  # pixels: (square,) or (shortest edge, longest edge)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,10 @@ class RunRecord:
             teacher=None
             if not teacher
             else TeacherRecord(
-                teacher.get("metrics") or {}, teacher.get("cost") or {}, str(teacher.get("fingerprint") or "")
+                teacher.get("metrics") or {},
+                teacher.get("cost") or {},
+                str(teacher.get("fingerprint") or ""),
+                tuple(teacher.get("image_size") or summary.get("image_size") or ()),
             ),
             environment=summary.get("environment") or {},
             **more,

@@ -16,7 +16,7 @@ from qskd.errors import ConfigError
 from qskd.models.adapter import DetrAdapter
 from qskd.models.loading import BoxFrame, load_model, new_model
 from qskd.models.processors import image_size_of
-from qskd.runs.options import DataOptions, SourceOptions
+from qskd.runs.options import DataOptions, PairOptions, SourceOptions
 
 _READERS = 8  # files looked at together: network disks answer slowly, but many at a time
 
@@ -94,33 +94,69 @@ def choose_size(options: SourceOptions, adapters: Sequence[DetrAdapter], sources
     Raises:
         ConfigError: a size that one of the models cannot take.
     """
-    if options.max_image_size is not None and options.image_size is None:
-        raise ConfigError("--max_image_size is the longest edge; give the shortest with --image_size.")
-    fixed = [adapter.family for adapter in adapters if not adapter.reads_padding]
-    step = math.lcm(*(adapter.size_multiple for adapter in adapters))
-    usual = ImageSize(square=_nearest(640, step))
-    if options.max_image_size is not None and fixed:
-        raise ConfigError(
-            f"--max_image_size keeps the aspect ratio and pads, but {', '.join(fixed)} reads no padding mask. "
-            "Give --image_size alone for a square."
-        )
-    if options.image_size is not None and options.max_image_size is not None:
-        size = ImageSize(shortest_edge=options.image_size, longest_edge=options.max_image_size)
-    elif options.image_size is not None:
-        size = ImageSize(square=options.image_size)
-    else:
+    size = _asked_size(options.image_size, options.max_image_size, adapters, "--")
+    if size is None:
+        usual = ImageSize(square=_nearest(640, _step(adapters)))
         known = [image_size_of(source) for source in sources if source and not source.endswith(".json")]
         size = next((found for found in known if found is not None), None) or usual
-        if size.square is None and fixed:
+        if size.square is None and _squares_only(adapters):
             size = usual
-    if size.square is not None and size.square % step:
+    _check_size(size, adapters, "--")
+    return size
+
+
+def choose_sizes(
+    data: SourceOptions, pair: PairOptions, student: DetrAdapter, teacher: DetrAdapter
+) -> tuple[ImageSize, ImageSize]:
+    """The sizes that student and teacher see images in: the same, unless the teacher was given its own.
+
+    Raises:
+        ConfigError: a size that one of the models cannot take.
+    """
+    prefix = "--teacher_"
+    sources = [pair.student, pair.teacher]
+    own = _asked_size(pair.teacher_image_size, pair.teacher_max_image_size, [teacher], prefix)
+    if own is None:
+        size = choose_size(data, [student, teacher], sources)
+        return size, size
+    _check_size(own, [teacher], prefix)
+    return choose_size(data, [student], sources), own
+
+
+def _asked_size(
+    edge: int | None, longest: int | None, adapters: Sequence[DetrAdapter], prefix: str
+) -> ImageSize | None:
+    """The size that was asked for, if any; ``prefix`` begins the names of its options."""
+    if longest is None:
+        return None if edge is None else ImageSize(square=edge)
+    if edge is None:
+        raise ConfigError(f"{prefix}max_image_size is the longest edge; give the shortest with {prefix}image_size.")
+    if fixed := _squares_only(adapters):
         raise ConfigError(
-            f"--image_size {size.square} is not a multiple of {step}, which {', '.join(fixed)} needs. "
-            f"Try {_nearest(size.square, step)}."
+            f"{prefix}max_image_size keeps the aspect ratio and pads, but {', '.join(fixed)} reads no padding mask. "
+            f"Give {prefix}image_size alone for a square."
+        )
+    return ImageSize(shortest_edge=edge, longest_edge=longest)
+
+
+def _squares_only(adapters: Sequence[DetrAdapter]) -> list[str]:
+    return [adapter.family for adapter in adapters if not adapter.reads_padding]
+
+
+def _step(adapters: Sequence[DetrAdapter]) -> int:
+    return math.lcm(*(adapter.size_multiple for adapter in adapters))
+
+
+def _check_size(size: ImageSize, adapters: Sequence[DetrAdapter], prefix: str) -> None:
+    step = _step(adapters)
+    if size.square is not None and size.square % step:
+        way = " Or give the teacher its own size with --teacher_image_size." if len(adapters) > 1 else ""
+        raise ConfigError(
+            f"{prefix}image_size {size.square} is not a multiple of {step}, which "
+            f"{', '.join(_squares_only(adapters))} needs. Try {_nearest(size.square, step)}.{way}"
         )
     for adapter in adapters:
         _check_queries(adapter, size)
-    return size
 
 
 def _check_queries(adapter: DetrAdapter, size: ImageSize) -> None:
@@ -141,9 +177,14 @@ def _nearest(size: int, step: int) -> int:
 
 
 def datasets(
-    splits: Splits, options: DataOptions, size: ImageSize, seed: int
+    splits: Splits, options: DataOptions, size: ImageSize, seed: int, teacher_size: ImageSize | None = None
 ) -> tuple[DetectionDataset, DetectionDataset | None]:
-    """The training data, augmented, and the validation data, resized only."""
+    """The training data, augmented, and the validation data, resized only.
+
+    ``teacher_size`` adds the teacher's pixels to the training data where they are of another size.
+    """
+    own = teacher_size if teacher_size != size else None
+    largest = max(size.largest, own.largest if own else 0)
     augment = Augmentation(
         flip=options.flip, crop=options.crop, zoom_out=options.zoom_out, photometric=options.photometric
     )
@@ -151,7 +192,8 @@ def datasets(
         splits.train,
         build_transform(size, train=True, augment=augment),
         seed,
-        decode_at_least=math.ceil(size.largest / (math.sqrt(augment.crop_area) if augment.crop else 1.0)),
+        decode_at_least=math.ceil(largest / (math.sqrt(augment.crop_area) if augment.crop else 1.0)),
+        teacher_transform=build_transform(own, train=True, augment=augment) if own else None,
     )
     return train, evaluation_dataset(splits.val, size) if splits.val is not None else None
 

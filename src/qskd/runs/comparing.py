@@ -151,14 +151,14 @@ def _sitters(runs: Sequence[Run], notes: list[str]) -> Iterator[Sitter]:
             notes.append(f"No pictures of the teacher: its folder {pupil.config.get('teacher', '')} is gone.")
             continue
         frame = pupil.config.get("teacher_box_frame", "content")
-        yield Sitter(teacher_title(title), folder, _size(pupil), frame, teacher.fingerprint)
+        yield Sitter(teacher_title(title), folder, _size(teacher.image_size), frame, teacher.fingerprint)
     folders = {run.record.name: run.folder for run in runs}
     groups = group_runs([run.record for run in runs])
     for group in groups:
         run_shown = _representative(group, groups)
         title = group.label if len(group.runs) == 1 else f"{group.label} (seed {run_shown.seed})"
         frame = run_shown.config.get("box_frame", "content")
-        yield Sitter(title, folders[run_shown.name].model(), _size(run_shown), frame)
+        yield Sitter(title, folders[run_shown.name].model(), _size(run_shown.image_size), frame)
 
 
 def _representative(group: Group, groups: Sequence[Group]) -> RunRecord:
@@ -168,10 +168,10 @@ def _representative(group: Group, groups: Sequence[Group]) -> RunRecord:
     return next((run for run in group.runs if run.seed in seeds), group.first)
 
 
-def _size(record: RunRecord) -> ImageSize:
-    if len(record.image_size) == 2:
-        return ImageSize(shortest_edge=record.image_size[0], longest_edge=record.image_size[1])
-    return ImageSize(square=record.image_size[0] if record.image_size else 640)
+def _size(edges: Sequence[int]) -> ImageSize:
+    if len(edges) == 2:
+        return ImageSize(shortest_edge=edges[0], longest_edge=edges[1])
+    return ImageSize(square=edges[0] if edges else 640)
 
 
 def _seen_by(sitter: Sitter, index: CocoIndex, positions: Sequence[int]) -> picturing.Column:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from qskd.data.dataset import DetectionDataset
+from qskd.data.transforms import ImageSize
 from qskd.distiller import Distiller, TeacherSide
 from qskd.errors import ConfigError
 from qskd.labels import LabelMap
@@ -22,7 +24,7 @@ from qskd.runs.evaluating import evaluate_adapter
 from qskd.runs.folder import RunFolder, changed_options
 from qskd.runs.options import DataOptions, MethodOptions, PairOptions
 from qskd.runs.starting import start_of, start_of_derived
-from qskd.runs.training import Job, RunResult, measured_cost
+from qskd.runs.training import Job, RunResult, measured_cost, plain_size
 from qskd.trainer import DistillationConfig
 
 
@@ -47,10 +49,10 @@ def distill(pair: PairOptions, data: DataOptions, method: MethodOptions, config:
     # Again, so that the student begins as it would without a teacher.
     set_seed(config.seed)
     student, notes, began = make_student(pair, teacher, splits.class_names, config.seed)
-    size = building.choose_size(data, [student, teacher], [pair.student, pair.teacher])
+    size, teacher_size = building.choose_sizes(data, pair, student, teacher)
     options = changed_options(pair, data, method, config)
     distillation = Distillation(
-        folder, splits, size, student, config, data, options, began, teacher, label_map, settings
+        folder, splits, size, student, config, data, options, began, teacher, label_map, settings, teacher_size
     )
     return distillation.start(resume, notes, check=method.preflight and resume is None, method=method.method)
 
@@ -97,11 +99,17 @@ class Distillation(Job):
     teacher: DetrAdapter
     label_map: LabelMap
     settings: MethodSettings
+    teacher_size: ImageSize  # what the teacher's images are resized to
+
+    def datasets(self) -> tuple[DetectionDataset, DetectionDataset | None]:
+        """Training and validation data; training images at the teacher's own size too, if it has one."""
+        return building.datasets(self.splits, self.data, self.size, self.config.seed, self.teacher_size)
 
     def start(self, resume: Path | None, notes: Sequence[str], *, check: bool, method: str) -> RunResult:
         """Build terms, check, train."""
         fingerprint = weights_fingerprint(self.teacher.model)
-        identity = self.identity(resume, teacher=fingerprint, method=method, **options_of(self.settings))
+        facts = {"teacher": fingerprint, "teacher image size": plain_size(self.teacher_size), "method": method}
+        identity = self.identity(resume, **facts, **options_of(self.settings))
         self.folder.save_json("label_map.json", self.label_map.as_dict())
         self.tell(*notes)
         self.teacher.model.to(self.config.device)
@@ -118,8 +126,8 @@ class Distillation(Job):
         found = self.preflight(distiller, teacher_side, fingerprint) if check else None
         metrics = found.teacher_metrics if found else {}
         if self.splits.val is not None and (found is None or found.teacher_images < len(self.splits.val)):
-            metrics = evaluate_adapter(self.teacher, self.splits.val, self.size, self.config.eval_batch_size)
-        cost = measured_cost(self.teacher, self.size)
+            metrics = evaluate_adapter(self.teacher, self.splits.val, self.teacher_size, self.config.eval_batch_size)
+        cost = measured_cost(self.teacher, self.teacher_size)
         return self.run(
             resume,
             kind="distill",
@@ -127,7 +135,14 @@ class Distillation(Job):
             identity=identity,
             distiller=distiller,
             teacher=teacher_side,
-            extra={"teacher": {"metrics": metrics, "cost": cost, "fingerprint": fingerprint}},
+            extra={
+                "teacher": {
+                    "metrics": metrics,
+                    "cost": cost,
+                    "fingerprint": fingerprint,
+                    "image_size": plain_size(self.teacher_size),
+                }
+            },
         )
 
     def preflight(self, distiller: Distiller, teacher: TeacherSide, fingerprint: str) -> preflight.Preflight:
@@ -150,7 +165,7 @@ class Distillation(Job):
             found.teacher_metrics = evaluate_adapter(
                 self.teacher,
                 self.splits.val,
-                self.size,
+                self.teacher_size,
                 self.config.eval_batch_size,
                 first=found.teacher_images,
             )

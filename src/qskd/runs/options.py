@@ -88,6 +88,16 @@ class PairOptions:
         default="content",
         metadata={"help": "What the teacher's boxes are fractions of when images are padded."},
     )
+    teacher_image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Side of the square that the teacher's images are resized to, where it is not the student's "
+            "--image_size; with --teacher_max_image_size the shortest edge."
+        },
+    )
+    teacher_max_image_size: int | None = field(
+        default=None, metadata={"help": "Longest edge of the teacher's images; keeps the aspect ratio."}
+    )
     student_backbone: str | None = field(
         default=None, metadata={"help": "Backbone of a derived student: resnet18, resnet34, resnet50, ..."}
     )

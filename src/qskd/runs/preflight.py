@@ -94,8 +94,9 @@ def check_teacher(metrics: dict[str, Any], images: int) -> None:
     if ap50 < WORST_AP50:
         raise PreflightError(
             f"The teacher finds next to nothing: AP50 {100 * ap50:.1f} on {images} validation images. Distilling it "
-            "would teach noise. Check that it was trained on these classes, that its image size and normalisation "
-            "(preprocessor_config.json) are right, and --teacher_box_frame if images are padded. Train it first with "
+            "would teach noise. Check that it was trained on these classes, that its normalisation "
+            "(preprocessor_config.json) and image size are right (--teacher_image_size gives it its own), and "
+            "--teacher_box_frame if images are padded. Train it first with "
             "`qskd train`, or pass --no-preflight if you know better."
         )
 

@@ -112,7 +112,7 @@ class Job:
             "classes": list(self.splits.class_names),
             "student": f"{self.student.family} {structure_fingerprint(self.student.model)[:12]}",
             "training data": self.splits.train.fingerprint()[:12],
-            "image size": _plain_size(self.size),
+            "image size": plain_size(self.size),
             **augmentation,
             **self.config.trajectory(),
         }
@@ -154,7 +154,7 @@ class Job:
             "train_seconds": round(seconds, 2),
             "resumed": resume is not None,
             "train_images": len(self.splits.train),
-            "image_size": _plain_size(self.size),
+            "image_size": plain_size(self.size),
             "device": str(self.config.device),
             "environment": environment(),
             **(extra or {}),
@@ -189,7 +189,8 @@ def _save(adapter: DetrAdapter, path: Path, size: ImageSize) -> None:
     save_model(adapter, path, size=size)
 
 
-def _plain_size(size: ImageSize) -> list[int]:
+def plain_size(size: ImageSize) -> list[int]:
+    """[side] of a square, or [shortest edge, longest edge], in pixels."""
     if size.square is not None:
         return [size.square]
     return [edge for edge in (size.shortest_edge, size.longest_edge) if edge is not None]
