@@ -126,6 +126,7 @@ def test_a_hub_id_out_of_reach_is_explained():
 @pytest.mark.parametrize(
     ("family", "message"),
     [
+        ("pp_doclayout_v3", "'pp_doclayout_v3': .*transformers cannot train it.* Supported: "),
         ("yolos", r"'yolos': its queries are tokens of the backbone.* Supported: .*d_fine.*rt_detr"),
         ("grounding-dino", r"'grounding-dino': it is told by a text"),
         ("bert", r"'bert'\. Supported"),

@@ -92,20 +92,23 @@ def test_the_processor_normalises_as_in_training(tmp_path):
         ({"do_normalize": True}, "rt_detr", IMAGENET),
         ({}, "rt_detr", PixelNorm()),
         ({}, "conditional_detr", IMAGENET),
+        (None, "deimv2", PixelNorm()),
+        (None, "deimv2-dinov3", IMAGENET),
+        (None, "rf_detr", IMAGENET),
     ],
 )
 def test_pixels_are_normalised_as_the_checkpoints_processor_does(settings, family, expected, tmp_path):
     if settings is not None:
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
 
-    assert pixel_norm_of(tmp_path, family) == expected
+    assert pixel_norm_of(tmp_path, MODELS[family]().config) == expected
 
 
 def test_a_processor_that_does_not_rescale_is_refused(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text('{"do_rescale": false}')
 
     with pytest.raises(CheckpointError, match="do_rescale"):
-        pixel_norm_of(tmp_path, "detr")
+        pixel_norm_of(tmp_path, MODELS["detr"]().config)
 
 
 def test_weights_are_safetensors_and_a_card_says_what_they_are(tmp_path):
@@ -123,6 +126,21 @@ def test_weights_are_safetensors_and_a_card_says_what_they_are(tmp_path):
     assert "96 x 96 pixels" in card
     assert "Classes: cat, dog." in card
     assert card.endswith("## Scores\nAP 0.5\n")
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ({"longest_edge": 800, "shortest_edge": None}, ImageSize(shortest_edge=800, longest_edge=800)),
+        ({"longest_edge": 1000}, ImageSize(shortest_edge=1000, longest_edge=1000)),
+        ({"height": 384, "width": 384}, ImageSize(square=384)),
+        ({"height": 384, "width": 512}, None),
+        (800, None),
+    ],
+)
+def test_the_size_of_a_processor_file(tmp_path, size, expected):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": size}))
+    assert image_size_of(tmp_path) == expected
 
 
 def test_a_folder_without_processor_has_no_size(tmp_path):

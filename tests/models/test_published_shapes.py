@@ -3,9 +3,7 @@
 from typing import Any
 
 import pytest
-import torch
 from transformers import (
-    AutoModelForObjectDetection,
     DFineConfig,
     LwDetrConfig,
     LwDetrViTConfig,
@@ -14,36 +12,12 @@ from transformers import (
 )
 from transformers.models.rf_detr.configuration_rf_detr import RfDetrDinov2Config
 
+from builders_published import NANO, WIDE, hybrid, on_meta
 from qskd.models.adapter import DetrAdapter
-from qskd.models.backbones import backbone_config, channels_of
-from qskd.models.families import adapter_class
-
-WIDE = {"encoder_hidden_dim": 384, "decoder_in_channels": [384] * 3, "encoder_ffn_dim": 2048}
-NANO = {
-    "encoder_hidden_dim": 128,
-    "d_model": 128,
-    "feat_strides": [16, 32],
-    "num_feature_levels": 2,
-    "decoder_in_channels": [128, 128],
-    "encode_proj_layers": [1],
-    "encoder_ffn_dim": 512,
-    "decoder_ffn_dim": 512,
-}
-
-
-def on_meta(config: Any) -> DetrAdapter:
-    """The adapter of a model of that shape that holds no numbers."""
-    with torch.device("meta"):
-        return adapter_class(config.model_type)(AutoModelForObjectDetection.from_config(config))
 
 
 def millions(adapter: DetrAdapter) -> float:
     return sum(parameter.numel() for parameter in adapter.model.parameters()) / 1e6
-
-
-def hybrid(kind: Any, backbone: str, levels: int = 3, **settings: Any) -> Any:
-    chosen = backbone_config(backbone, kind.model_type, levels)
-    return kind(backbone_config=chosen, encoder_in_channels=channels_of(chosen), num_labels=80, **settings)
 
 
 @pytest.mark.parametrize(

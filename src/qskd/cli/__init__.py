@@ -13,6 +13,7 @@ COMMANDS: dict[str, str] = {
     "eval": "COCO metrics of a model on a split",
     "compare": "runs side by side: report.html, report.md, report.json",
     "demo": "the whole job on drawn scenes, in a few minutes",
+    "models": "families and published checkpoints; students for a teacher",
     "env": "versions and devices, for a bug report",
 }
 

@@ -69,7 +69,7 @@ def gflops(adapter: DetrAdapter, batch: Batch) -> float:
         batch: one image or more of the size in question; the mean over its images is returned.
     """
     with _evaluating(adapter.model):
-        adapter.read(batch)  # the first time, an adapter may run its backbone once more to learn the strides
+        _ = adapter.strides  # an adapter may run its backbone once to learn them: no part of a forward pass
         return count_operations(lambda: adapter.read(batch)) / len(batch) / 1e9
 
 

@@ -98,6 +98,23 @@ def backbone_config(backbone: str, family: str, levels: int | None) -> Any:
     return config
 
 
+def smaller_backbones(config: Any) -> list[str]:
+    """Names of backbones of the same kind with fewer weights, from large to small; none for other kinds.
+
+    Args:
+        config: a detector's.
+    """
+    current = config.backbone_config
+    names = _HGNETS if current.model_type == "hgnet_v2" else _RESNETS if "resnet" in current.model_type else ()
+    limit = _weights_in(current)
+    sizes = {name: _weights_in(backbone_config(name, config.model_type, len(current.out_features))) for name in names}
+    return sorted((name for name, size in sizes.items() if size < limit), key=lambda name: -sizes[name])
+
+
+def _weights_in(config: Any) -> int:
+    return sum(parameter.numel() for parameter in _weightless(config).parameters())
+
+
 def _resnet(name: str, family: str, levels: int | None) -> Any:
     block, depths = _RESNETS[name]
     kind = RTDetrResNetConfig if family in _WITH_OWN_RESNETS else ResNetConfig

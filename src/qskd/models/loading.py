@@ -58,7 +58,7 @@ def load_model(
         UnsupportedFamily: no adapter reads this kind of model.
     """
     source = _checked_source(name_or_path)
-    config = _read_config(source, trust_remote_code)
+    config = read_config(source, trust_remote_code)
     family = adapter_class(config.model_type)
     try:
         model, info = AutoModelForObjectDetection.from_pretrained(
@@ -76,7 +76,7 @@ def load_model(
     give_own_memory(model)
     train_backbone(model)
     _check_finite(source, model)
-    return family(model, pixel_norm=pixel_norm_of(source, config.model_type), box_frame=box_frame)
+    return family(model, pixel_norm=pixel_norm_of(source, config), box_frame=box_frame)
 
 
 def _checked_source(name_or_path: str | Path) -> str:
@@ -101,7 +101,12 @@ def _looks_like_path(name: str | Path) -> bool:
     return isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1
 
 
-def _read_config(source: str, trust_remote_code: bool) -> Any:
+def read_config(source: str, trust_remote_code: bool = False) -> Any:
+    """A detector's configuration alone, from a folder or the hub.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, StrictDataclassError) as error:
@@ -167,14 +172,14 @@ def new_model(
         ConfigError: the configuration is no detector's, or no classes are given.
         UnsupportedFamily: no adapter reads this kind of model.
     """
-    settled = config_with_classes(_as_config(config), class_names)
+    settled = config_with_classes(as_config(config), class_names)
     family = adapter_class(settled.model_type)
     if hasattr(settled, "freeze_backbone_batch_norms"):
         settled.freeze_backbone_batch_norms = False
     model = build(settled)
     initialise_detector(model)
     thaw_backbone(model)
-    return family(model, pixel_norm=default_pixel_norm(settled.model_type), box_frame=box_frame)
+    return family(model, pixel_norm=default_pixel_norm(settled), box_frame=box_frame)
 
 
 def build(config: Any) -> nn.Module:
@@ -206,7 +211,13 @@ def config_with_classes(config: Any, class_names: Sequence[str]) -> Any:
     return settled
 
 
-def _as_config(config: PreTrainedConfig | Mapping[str, Any] | str | Path) -> Any:
+def as_config(config: PreTrainedConfig | Mapping[str, Any] | str | Path) -> Any:
+    """A configuration from its fields (with ``model_type``), or from a JSON file of them; backbones unpretrained.
+
+    Raises:
+        ConfigError: it is no valid configuration.
+        UnsupportedFamily: no adapter reads this kind of model.
+    """
     if isinstance(config, PreTrainedConfig):
         return config
     if isinstance(config, Mapping):

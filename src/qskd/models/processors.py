@@ -31,31 +31,36 @@ _PROCESSORS: dict[str, str] = {
 _NORM_FILE = "preprocessor_config.json"
 
 
-def default_pixel_norm(model_type: str) -> PixelNorm:
-    """The normalisation a family's published checkpoints use: ImageNet's, or none for RT-DETR and its like."""
-    return PixelNorm() if model_type in _UNNORMALISED else IMAGENET
+def default_pixel_norm(config: Any) -> PixelNorm:
+    """The normalisation that published checkpoints of this kind use: ImageNet's, or none for RT-DETR and its like.
+
+    DEIMv2 has both: none with HGNetV2, ImageNet's with DINOv3.
+    """
+    backbone = getattr(getattr(config, "backbone_config", None), "model_type", "")
+    is_plain = config.model_type in _UNNORMALISED and not backbone.startswith("dinov3")
+    return PixelNorm() if is_plain else IMAGENET
 
 
-def pixel_norm_of(name_or_path: str | Path, model_type: str) -> PixelNorm:
+def pixel_norm_of(name_or_path: str | Path, config: Any) -> PixelNorm:
     """The normalisation a checkpoint's image processor applies.
 
     Args:
         name_or_path: a local folder or a hub id.
-        model_type: the family, for checkpoints without ``preprocessor_config.json``.
+        config: the model's, for checkpoints without ``preprocessor_config.json``.
 
     Raises:
         CheckpointError: the processor keeps pixels in [0, 255], which qskd does not.
     """
     found = _processor_file(name_or_path)
     if found is None:
-        return default_pixel_norm(model_type)
+        return default_pixel_norm(config)
     settings = _settings(found)
     if not settings.get("do_rescale", True):
         raise CheckpointError(
             f"{found} says do_rescale: false, so the model takes pixels in [0, 255]; qskd feeds [0, 1]. "
             "Use a checkpoint whose image processor rescales."
         )
-    return _norm_from(settings, model_type)
+    return _norm_from(settings, default_pixel_norm(config))
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -66,9 +71,8 @@ def _settings(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _norm_from(settings: Mapping[str, Any], model_type: str) -> PixelNorm:
-    """Settings of an image processor as a PixelNorm; what they leave out is the family's default."""
-    default = default_pixel_norm(model_type)
+def _norm_from(settings: Mapping[str, Any], default: PixelNorm) -> PixelNorm:
+    """Settings of an image processor as a PixelNorm; what they leave out is the default."""
     if not settings.get("do_normalize", default != PixelNorm()):
         return PixelNorm()
     mean = settings.get("image_mean") or IMAGENET.mean
@@ -132,8 +136,9 @@ def image_size_of(name_or_path: str | Path) -> ImageSize | None:
         return None
     if size.get("height") and size.get("height") == size.get("width"):
         return ImageSize(square=size["height"])
-    if size.get("shortest_edge") and size.get("longest_edge"):
-        return ImageSize(shortest_edge=size["shortest_edge"], longest_edge=size["longest_edge"])
+    longest = size.get("longest_edge")
+    if longest:  # Table Transformer's newer files give it alone: the image just fits
+        return ImageSize(shortest_edge=size.get("shortest_edge") or longest, longest_edge=longest)
     return None
 
 

@@ -21,10 +21,14 @@ FAMILIES: dict[str, str] = {
 """``config.model_type`` to ``module:class``, imported only when asked for."""
 
 _TEXT = "it is told by a text what to find, so it has no classes of its own"
+_LAYOUT = "it finds document regions with their reading order, and transformers cannot train it"
 _REASONS: dict[str, str] = {
     "grounding-dino": _TEXT,
     "mm-grounding-dino": _TEXT,
     "omdet-turbo": _TEXT,
+    "pp_doclayout_v2": _LAYOUT,
+    "pp_doclayout_v3": _LAYOUT,
+    "pp_doclayout_v4": _LAYOUT,
     "yolos": "its queries are tokens of the backbone, and no decoder looks with them at a memory, layer by layer",
 }
 """Why a detector of a kind that looks alike cannot be read."""
