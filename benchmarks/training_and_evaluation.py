@@ -21,7 +21,7 @@ from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 
 from qskd.data.batch import Targets
 from qskd.data.dataset import DetectionDataset
-from qskd.data.formats.coco import CocoIndex
+from qskd.data.formats.coco import load_coco
 from qskd.data.synthetic import draw_scene
 from qskd.data.transforms import ImageSize, build_transform
 from qskd.evaluation.coco_map import CocoEvaluator, Detections
@@ -69,7 +69,7 @@ def data_loading(quick: bool) -> float:
     with tempfile.TemporaryDirectory() as name:
         annotations = _write_images(Path(name), count)
         transform = build_transform(ImageSize(square=640), train=True)
-        dataset = DetectionDataset(CocoIndex.load(annotations, Path(name)), transform)
+        dataset = DetectionDataset(load_coco(annotations, Path(name)), transform)
 
         def read() -> None:
             dataset.set_epoch(dataset.epoch + 1)

@@ -13,18 +13,19 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from builders_data import CATEGORIES, annotation, coco_content, write_coco
-from qskd.data.formats.coco import CocoIndex, ImageRecord, find_split
+from qskd.data.formats.coco import find_split, load_coco
+from qskd.data.index import ImageRecord
 from qskd.errors import DataError
 
 
 def test_classes_are_ordered_by_category_id_and_keep_the_ids_of_the_file(tmp_path: Path) -> None:
-    index = CocoIndex.load(*write_coco(tmp_path))
+    index = load_coco(*write_coco(tmp_path))
     assert index.class_names == ("cat", "dog", "owl")
     assert index.category_ids == (3, 7, 90)
 
 
 def test_images_keep_the_order_of_the_file_and_boxes_become_corners(tmp_path: Path) -> None:
-    index = CocoIndex.load(*write_coco(tmp_path))
+    index = load_coco(*write_coco(tmp_path))
     assert index.images[1] == ImageRecord(5, tmp_path / "images" / "b.png", 30, 40)
     assert [record.id for record in index.images] == [11, 5, 8]
     np.testing.assert_array_equal(index.boxes(0), [[0.5, 0.5, 20.5, 10.5]])
@@ -36,14 +37,14 @@ def test_images_keep_the_order_of_the_file_and_boxes_become_corners(tmp_path: Pa
 
 
 def test_a_slice_of_the_images_is_a_tuple_of_records(tmp_path: Path) -> None:
-    images = CocoIndex.load(*write_coco(tmp_path)).images
+    images = load_coco(*write_coco(tmp_path)).images
     assert [record.id for record in images[1:]] == [5, 8]
     with pytest.raises(IndexError):
         images[3]
 
 
 def test_ground_truth_keeps_crowds_areas_and_the_ids_of_the_file(tmp_path: Path) -> None:
-    truth = CocoIndex.load(*write_coco(tmp_path)).ground_truth()
+    truth = load_coco(*write_coco(tmp_path)).ground_truth()
     by_id = {entry["id"]: entry for entry in truth["annotations"]}
     assert set(by_id) == {4, 100, 7, 9}
     assert by_id[7]["iscrowd"] == 1
@@ -61,7 +62,7 @@ def test_annotation_ids_from_zero_are_renumbered_because_pycocotools_takes_0_for
 ) -> None:
     content = coco_content()
     content["annotations"] = [annotation(0, 11, 3, [2, 2, 10, 10], area=100)]
-    truth = CocoIndex.load(*write_coco(tmp_path, content)).ground_truth()
+    truth = load_coco(*write_coco(tmp_path, content)).ground_truth()
     coco = COCO()
     coco.dataset = truth
     coco.createIndex()
@@ -76,7 +77,7 @@ def test_annotation_ids_from_zero_are_renumbered_because_pycocotools_takes_0_for
 
 def test_given_names_set_the_order_and_absent_ones_get_ids_that_the_file_does_not_use(tmp_path: Path) -> None:
     paths = write_coco(tmp_path)
-    index = CocoIndex.load(*paths, class_names=["person", "owl", "cat", "dog"])
+    index = load_coco(*paths, class_names=["person", "owl", "cat", "dog"])
     assert index.labels(1).tolist() == [1, 2]
     assert index.category_ids[1:] == (90, 3, 7)
     assert index.category_ids[0] not in (3, 7, 90)
@@ -86,7 +87,7 @@ def test_given_names_set_the_order_and_absent_ones_get_ids_that_the_file_does_no
 def test_a_category_without_annotations_may_be_absent_from_the_given_names(tmp_path: Path) -> None:
     content = coco_content()
     content["annotations"] = [entry for entry in content["annotations"] if entry["category_id"] != 7]
-    index = CocoIndex.load(*write_coco(tmp_path, content), class_names=["owl", "cat"])
+    index = load_coco(*write_coco(tmp_path, content), class_names=["owl", "cat"])
     assert index.category_ids == (90, 3)
 
 
@@ -94,13 +95,13 @@ def test_a_category_with_annotations_that_no_given_name_covers_is_refused_with_b
     tmp_path: Path,
 ) -> None:
     with pytest.raises(DataError, match=r"\['dog'\].*\['cat', 'owl'\].*\['cat', 'dog', 'owl'\]"):
-        CocoIndex.load(*write_coco(tmp_path), class_names=["cat", "owl"])
+        load_coco(*write_coco(tmp_path), class_names=["cat", "owl"])
 
 
 @pytest.mark.parametrize("names", [["cat", "cat", "dog", "owl"], []])
 def test_given_names_must_differ_and_exist(tmp_path: Path, names: list[str]) -> None:
     with pytest.raises(DataError, match="each once"):
-        CocoIndex.load(*write_coco(tmp_path), class_names=names)
+        load_coco(*write_coco(tmp_path), class_names=names)
 
 
 QUESTIONABLE = [
@@ -115,7 +116,7 @@ QUESTIONABLE = [
 
 def test_boxes_that_cannot_be_used_are_dropped_counted_and_named(tmp_path: Path) -> None:
     content = {**coco_content(), "annotations": QUESTIONABLE}
-    index = CocoIndex.load(*write_coco(tmp_path, content))
+    index = load_coco(*write_coco(tmp_path, content))
     np.testing.assert_array_equal(index.boxes(0), [[35, 25, 40, 30], [0, 0, 40, 30], [0, 0, 40, 30]])
     counts = {kind.split()[0] + kind.split()[-1]: n for kind, n in index.problems.counts.items()}
     assert counts == {"degeneratedropped": 2, "boxesdropped": 1, "boxesimage": 2}
@@ -127,7 +128,7 @@ def test_boxes_that_cannot_be_used_are_dropped_counted_and_named(tmp_path: Path)
 
 def test_ground_truth_keeps_the_unclipped_boxes_as_published_scores_do(tmp_path: Path) -> None:
     content = {**coco_content(), "annotations": QUESTIONABLE}
-    truth = CocoIndex.load(*write_coco(tmp_path, content)).ground_truth()
+    truth = load_coco(*write_coco(tmp_path, content)).ground_truth()
     assert [entry["id"] for entry in truth["annotations"]] == [4, 5, 6]
     assert truth["annotations"][0]["bbox"] == [35, 25, 10, 10]
 
@@ -136,17 +137,17 @@ def test_ground_truth_keeps_the_unclipped_boxes_as_published_scores_do(tmp_path:
 def test_strict_refuses_what_would_be_dropped(tmp_path: Path, row: int) -> None:
     paths = write_coco(tmp_path, {**coco_content(), "annotations": [QUESTIONABLE[row]]})
     with pytest.raises(DataError, match=f"annotation id {row + 1} "):
-        CocoIndex.load(*paths, strict=True)
+        load_coco(*paths, strict=True)
 
 
 def test_strict_accepts_boxes_that_are_only_clipped(tmp_path: Path) -> None:
     paths = write_coco(tmp_path, {**coco_content(), "annotations": [QUESTIONABLE[3]]})
-    assert len(CocoIndex.load(*paths, strict=True).boxes(0)) == 1
+    assert len(load_coco(*paths, strict=True).boxes(0)) == 1
 
 
 def test_only_a_few_entries_of_a_problem_are_named(tmp_path: Path) -> None:
     many = [annotation(number, 11, 3, [5, 5, 0, 10]) for number in range(1, 50)]
-    index = CocoIndex.load(*write_coco(tmp_path, {**coco_content(), "annotations": many}))
+    index = load_coco(*write_coco(tmp_path, {**coco_content(), "annotations": many}))
     (line,) = index.problems.lines()
     assert line.startswith("49 ")
     assert line.count("annotation id") == 5
@@ -156,7 +157,7 @@ def test_only_a_few_entries_of_a_problem_are_named(tmp_path: Path) -> None:
 def test_an_image_file_under_two_ids_is_reported(tmp_path: Path) -> None:
     content = coco_content()
     content["images"][1]["file_name"] = "a.png"
-    index = CocoIndex.load(*write_coco(tmp_path, content))
+    index = load_coco(*write_coco(tmp_path, content))
     assert index.problems.lines() == ["1 image files that several image ids share (a.png)"]
 
 
@@ -166,7 +167,7 @@ def test_images_may_lie_in_subfolders(tmp_path: Path) -> None:
     path, images = write_coco(tmp_path, content)
     (images / "deep" / "er").mkdir(parents=True)
     (images / "a.png").rename(images / "deep" / "er" / "a.png")
-    assert CocoIndex.load(path, images).images[0].path.exists()
+    assert load_coco(path, images).images[0].path.exists()
 
 
 Change = Callable[[dict[str, Any]], Any]
@@ -265,7 +266,7 @@ def test_a_bad_entry_is_refused_by_name(tmp_path: Path, spoil: Change, message: 
     spoil(content)
     path, images = write_coco(tmp_path, content)
     with pytest.raises(DataError, match=message) as caught:
-        CocoIndex.load(path, images)
+        load_coco(path, images)
     assert str(path) in str(caught.value)
 
 
@@ -283,25 +284,25 @@ def test_a_file_that_is_no_coco_file_is_refused(tmp_path: Path, data: bytes, mes
     path, images = write_coco(tmp_path)
     path.write_bytes(data)
     with pytest.raises(DataError, match=message):
-        CocoIndex.load(path, images)
+        load_coco(path, images)
 
 
 def test_an_absent_annotation_file_or_image_folder_is_named(tmp_path: Path) -> None:
     path, images = write_coco(tmp_path)
     with pytest.raises(DataError, match=r"none\.json: cannot be read"):
-        CocoIndex.load(tmp_path / "none.json", images)
+        load_coco(tmp_path / "none.json", images)
     with pytest.raises(DataError, match="nowhere is not a folder"):
-        CocoIndex.load(path, tmp_path / "nowhere")
+        load_coco(path, tmp_path / "nowhere")
 
 
 def test_a_byte_order_mark_is_no_obstacle(tmp_path: Path) -> None:
     path, images = write_coco(tmp_path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert len(CocoIndex.load(path, images)) == 3
+    assert len(load_coco(path, images)) == 3
 
 
 def test_an_index_survives_pickling(tmp_path: Path) -> None:
-    index = CocoIndex.load(*write_coco(tmp_path))
+    index = load_coco(*write_coco(tmp_path))
     copy = pickle.loads(pickle.dumps(index))
     assert copy.ground_truth() == index.ground_truth()
     assert copy.images[2] == index.images[2]
@@ -353,7 +354,7 @@ def test_any_valid_file_comes_back_as_ground_truth(tmp_path: Path, rows: list[An
         for number, (image, category, box, crowd) in enumerate(rows, start=1)
     ]
     order.shuffle(entries)
-    index = CocoIndex.load(*write_coco(tmp_path, {**coco_content(), "annotations": entries}))
+    index = load_coco(*write_coco(tmp_path, {**coco_content(), "annotations": entries}))
     truth = index.ground_truth()["annotations"]
     assert sorted(truth, key=lambda entry: entry["id"]) == sorted(entries, key=lambda entry: entry["id"])
     for at, record in enumerate(index.images):

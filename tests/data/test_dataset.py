@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from builders_data import annotation, coco_content, write_coco
 from qskd.data.batch import Sample, collate
 from qskd.data.dataset import DetectionDataset
-from qskd.data.formats.coco import CocoIndex
+from qskd.data.formats.coco import load_coco
 from qskd.data.transforms import Augmentation, ImageSize, build_transform
 from qskd.errors import DataError
 
@@ -18,7 +18,7 @@ SIZE = ImageSize(square=24)
 
 
 def varied(folder: Path, seed: int = 0) -> DetectionDataset:
-    index = CocoIndex.load(*write_coco(folder))
+    index = load_coco(*write_coco(folder))
     return DetectionDataset(index, build_transform(SIZE, train=True, augment=Augmentation()), seed)
 
 
@@ -32,7 +32,7 @@ def same(a: Sample, b: Sample) -> bool:
 
 
 def test_a_sample_is_what_the_file_says(tmp_path: Path) -> None:
-    index = CocoIndex.load(*write_coco(tmp_path))
+    index = load_coco(*write_coco(tmp_path))
     sample = DetectionDataset(index, build_transform(ImageSize(square=60), train=False))[1]
     assert sample.pixels.shape == (3, 60, 60)
     assert sample.pixels.dtype == torch.uint8
@@ -73,7 +73,7 @@ def test_other_seeds_epochs_and_positions_give_other_augmentations(tmp_path: Pat
     content = coco_content()
     content["images"] = [{"id": n, "file_name": "a.png", "height": 30, "width": 40} for n in range(1, 9)]
     content["annotations"] = []
-    index = CocoIndex.load(*write_coco(tmp_path, content))
+    index = load_coco(*write_coco(tmp_path, content))
     always = build_transform(SIZE, train=True, augment=Augmentation(crop=1, zoom_out=0))
 
     def read(seed: int, epoch: int, position: int) -> torch.Tensor:
@@ -141,7 +141,7 @@ def test_boxes_fit_a_jpeg_that_was_decoded_smaller(tmp_path: Path, fraction: int
         "annotations": [annotation(1, 1, 3, [160, 80, 160, 160])],
         "categories": [{"id": 3, "name": "cat"}],
     }
-    index = CocoIndex.load(*write_coco(tmp_path, content))
+    index = load_coco(*write_coco(tmp_path, content))
     transform = build_transform(ImageSize(square=40), train=False)
     dataset = DetectionDataset(index, transform, decode_at_least=333 // fraction)
     sample = dataset[0]

@@ -7,7 +7,7 @@ import pytest
 
 import qskd
 from builders_runs import NAMES, edited
-from qskd.data.formats.coco import CocoIndex, find_split
+from qskd.data.formats.coco import find_split, load_coco
 from qskd.data.transforms import ImageSize
 from qskd.errors import ConfigError, DataError, LabelMapError
 from qskd.models.loading import load_model
@@ -77,7 +77,7 @@ def test_a_sample_is_spread_over_the_split(scenes, tmp_path):
         gone = {image["id"] for image in content["images"][:8]}
         content["annotations"] = [row for row in content["annotations"] if row["image_id"] not in gone]
 
-    index = CocoIndex.load(*find_split(edited(scenes, tmp_path / "data", empty_half, "train"), "train"))
+    index = load_coco(*find_split(edited(scenes, tmp_path / "data", empty_half, "train"), "train"))
     found = evaluate_adapter(load_model(TEACHER), index, ImageSize(square=64), 4, first=5)
     assert found["num_images"] == 5
     assert found["AP"] is not None

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from qskd.data.batch import Sample
-from qskd.data.formats.coco import CocoIndex
-from qskd.data.images import read_pixels
+from qskd.data.images import read_image
+from qskd.data.index import DetectionIndex
 from qskd.data.transforms import Transform
 
 
@@ -37,7 +37,7 @@ class DetectionDataset(Dataset[Sample]):
 
     def __init__(
         self,
-        index: CocoIndex,
+        index: DetectionIndex,
         transform: Transform,
         seed: int = 0,
         *,
@@ -67,12 +67,7 @@ class DetectionDataset(Dataset[Sample]):
     def __getitem__(self, position: int) -> Sample:
         record = self.index.images[position]
         side = self.decode_at_least
-        pixels = read_pixels(
-            record.path,
-            height=record.height,
-            width=record.width,
-            at_least=None if side is None else (side, side),
-        )
+        pixels = read_image(record, at_least=None if side is None else (side, side))
         corners = self.index.boxes(position) * _decoded_scale(pixels, record.width)
         objects = (self.index.labels(position), corners)
         shown, (labels, boxes) = self.transform(pixels, objects, self._random(position))

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from qskd.data.index import ImageRecord
 from qskd.errors import DataError
 
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # grey, 16 bits a pixel; Pillow < 11 reads them as "I"
@@ -40,6 +41,11 @@ def read_pixels(path: Path, *, height: int, width: int, at_least: tuple[int, int
             _shrink(image, at_least)
         pixels = np.array(_as_rgb(path, ImageOps.exif_transpose(image)))
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def read_image(record: ImageRecord, at_least: tuple[int, int] | None = None) -> Tensor:
+    """The pixels of an image of an index; see ``read_pixels``."""
+    return read_pixels(record.path, height=record.height, width=record.width, at_least=at_least)
 
 
 def check_file(path: Path, *, height: int, width: int) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from qskd.data.dataset import DetectionDataset
-from qskd.data.formats.coco import CocoIndex, find_split
+from qskd.data.formats.coco import find_split, load_coco
 from qskd.data.images import check_file
+from qskd.data.index import DetectionIndex
 from qskd.data.transforms import Augmentation, ImageSize, build_transform
 from qskd.errors import ConfigError
 from qskd.models.adapter import DetrAdapter
@@ -25,8 +26,8 @@ _READERS = 8  # files looked at together: network disks answer slowly, but many 
 class Splits:
     """The two indices of a run, with one vocabulary."""
 
-    train: CocoIndex
-    val: CocoIndex | None
+    train: DetectionIndex
+    val: DetectionIndex | None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -39,7 +40,7 @@ class Splits:
         return [f"{name}: {line}" for name, index in both.items() if index for line in index.problems.lines()]
 
 
-def open_split(options: SourceOptions, split: str, class_names: Sequence[str] | None = None) -> CocoIndex | None:
+def open_split(options: SourceOptions, split: str, class_names: Sequence[str] | None = None) -> DetectionIndex | None:
     """One split of the data, or None for a validation split where only files to train on were named.
 
     Raises:
@@ -60,7 +61,7 @@ def open_split(options: SourceOptions, split: str, class_names: Sequence[str] | 
                 f"--{key}_annotations FILE with --{key}_images DIR."
             )
         annotations, images = find_split(Path(options.data), split)
-    return CocoIndex.load(Path(annotations), Path(images), class_names=class_names, strict=options.strict_data)
+    return load_coco(Path(annotations), Path(images), class_names=class_names, strict=options.strict_data)
 
 
 def open_splits(options: SourceOptions) -> Splits:
@@ -75,7 +76,7 @@ def open_splits(options: SourceOptions) -> Splits:
     return Splits(train, val)
 
 
-def check_images(index: CocoIndex) -> None:
+def check_images(index: DetectionIndex) -> None:
     """Look at both ends of every image file: 1000 files take 0.2 s, finding a bad one in the night a night.
 
     Raises:
@@ -198,7 +199,7 @@ def datasets(
     return train, evaluation_dataset(splits.val, size) if splits.val is not None else None
 
 
-def evaluation_dataset(index: CocoIndex, size: ImageSize) -> DetectionDataset:
+def evaluation_dataset(index: DetectionIndex, size: ImageSize) -> DetectionDataset:
     """Images resized as the model's own image processor would."""
     return DetectionDataset(index, build_transform(size, train=False))
 

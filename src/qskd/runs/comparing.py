@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from qskd.data.formats.coco import CocoIndex
+from qskd.data.index import DetectionIndex
 from qskd.data.transforms import ImageSize
 from qskd.errors import CheckpointError, ConfigError, QskdError
 from qskd.models.loading import BoxFrame, weights_fingerprint
@@ -114,7 +114,7 @@ def draw_pictures(runs: Sequence[Run], data: SourceOptions | None, images: int, 
         return Pictures(notes=[f"No pictures: {error}"])
 
 
-def _open_data(runs: Sequence[Run], data: SourceOptions | None) -> tuple[CocoIndex | None, str]:
+def _open_data(runs: Sequence[Run], data: SourceOptions | None) -> tuple[DetectionIndex | None, str]:
     """The validation split, or why there is none."""
     if data is not None:
         return building.open_split(data, "val"), "No pictures: the validation split holds no images."
@@ -174,7 +174,7 @@ def _size(edges: Sequence[int]) -> ImageSize:
     return ImageSize(square=edges[0] if edges else 640)
 
 
-def _seen_by(sitter: Sitter, index: CocoIndex, positions: Sequence[int]) -> picturing.Column:
+def _seen_by(sitter: Sitter, index: DetectionIndex, positions: Sequence[int]) -> picturing.Column:
     """What one model finds.
 
     Raises:
@@ -188,7 +188,7 @@ def _seen_by(sitter: Sitter, index: CocoIndex, positions: Sequence[int]) -> pict
 
 
 def _as_pictures(
-    index: CocoIndex,
+    index: DetectionIndex,
     positions: Sequence[int],
     columns: Sequence[picturing.Column],
     notes: list[str],

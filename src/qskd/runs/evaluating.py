@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from qskd.data.batch import collate
-from qskd.data.formats.coco import CocoIndex
+from qskd.data.index import DetectionIndex
 from qskd.data.transforms import ImageSize
 from qskd.errors import ConfigError
 from qskd.evaluation.coco_map import CocoEvaluator
@@ -42,7 +42,7 @@ def evaluate(model: ModelOptions, data: SourceOptions, *, split: str = "val", ba
 
 def evaluate_adapter(
     adapter: DetrAdapter,
-    index: CocoIndex,
+    index: DetectionIndex,
     size: ImageSize,
     batch_size: int,
     *,

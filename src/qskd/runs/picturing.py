@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from qskd.data.batch import collate
-from qskd.data.formats.coco import CocoIndex
-from qskd.data.images import read_pixels
+from qskd.data.images import read_image
+from qskd.data.index import DetectionIndex
 from qskd.data.transforms import ImageSize
 from qskd.evaluation.coco_map import detections_of
 from qskd.labels import LabelMap
@@ -28,13 +28,13 @@ class Column:
     objects: tuple[Objects, ...]  # of each image
 
 
-def evenly_chosen(index: CocoIndex, count: int) -> list[int]:
+def evenly_chosen(index: DetectionIndex, count: int) -> list[int]:
     """Positions of at most ``count`` images, evenly spread over those that hold objects (or over all)."""
     filled = [position for position in range(len(index)) if len(index.labels(position))]
     return building.evenly(filled or range(len(index)), count)
 
 
-def labelled(index: CocoIndex, positions: Sequence[int]) -> Column:
+def labelled(index: DetectionIndex, positions: Sequence[int]) -> Column:
     """The objects that the data says are there."""
     found = [
         Objects(tuple(index.labels(position).tolist()), tuple(tuple(box) for box in index.boxes(position).tolist()))
@@ -44,7 +44,9 @@ def labelled(index: CocoIndex, positions: Sequence[int]) -> Column:
 
 
 @torch.inference_mode()
-def detected(title: str, adapter: DetrAdapter, index: CocoIndex, size: ImageSize, positions: Sequence[int]) -> Column:
+def detected(
+    title: str, adapter: DetrAdapter, index: DetectionIndex, size: ImageSize, positions: Sequence[int]
+) -> Column:
     """What a model finds, in the classes of the data.
 
     Raises:
@@ -62,12 +64,12 @@ def detected(title: str, adapter: DetrAdapter, index: CocoIndex, size: ImageSize
     return Column(title, tuple(found))
 
 
-def drawn(index: CocoIndex, positions: Sequence[int], columns: Sequence[Column]) -> list[list[Image.Image]]:
+def drawn(index: DetectionIndex, positions: Sequence[int], columns: Sequence[Column]) -> list[list[Image.Image]]:
     """One row for each image, one panel in it for each column."""
     rows = []
     for row, position in enumerate(positions):
         record = index.images[position]
-        pixels = read_pixels(record.path, height=record.height, width=record.width)
+        pixels = read_image(record)
         image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
         rows.append([draw_objects(image, column.objects[row], index.class_names) for column in columns])
     return rows
