@@ -74,6 +74,7 @@ class Teaching:
     lesson: Lesson
     columns: Tensor | None  # [B, N'] which object each lesson object is; None: the batch's own objects
     prepared: Mapping[str, Prepared]
+    student_extent: Tensor | None = None  # [B, 2] see ``StudentAnswer.extent``
 
 
 class TeacherSide:
@@ -108,9 +109,11 @@ class TeacherSide:
         targets, columns = _known_targets(batch.targets, known, all(self.label_map.known))
         groups = self.selection(view, targets, self.adapter.match_costs)
         others = None if columns is None else batch.targets.is_object.sum(1) - targets.is_object.sum(1)
-        lesson = Lesson(view, groups, targets, known, others)
+        extent = batch.for_teacher().extent() if batch.teacher_images is not None else None
+        lesson = Lesson(view, groups, targets, known, others, extent)
         prepared = {name: term.prepare(lesson) for name, term in self.terms.items()}
-        return Teaching(replace(lesson, view=view.without_attention()), columns, prepared)
+        student_extent = batch.extent() if extent is not None else None
+        return Teaching(replace(lesson, view=view.without_attention()), columns, prepared, student_extent)
 
 
 class Distiller(nn.Module):
@@ -225,7 +228,7 @@ class Distiller(nn.Module):
             taken = matched_object(match, reading.view.num_queries) >= 0
             match = match.gather(2, teaching.columns.expand(match.shape[0], -1, -1))  # [L, B, N']
             match = match.masked_fill(~teaching.lesson.targets.is_object, -1)
-        answer = StudentAnswer(reading.view, match, taken)
+        answer = StudentAnswer(reading.view, match, taken, teaching.student_extent)
         losses = self.terms[name](answer, teaching.lesson, teaching.prepared[name], totals.terms[name])
         return {part: loss * self.weights[name] for part, loss in losses.items()}
 

@@ -22,6 +22,7 @@ from qskd.losses.attention_guided_feature import (
     resize_mean,
     resize_sum,
 )
+from qskd.losses.term import StudentAnswer
 from qskd.models.view import DetrView
 from qskd.selection.groups import GroupQuerySelection, QueryGroups
 
@@ -180,6 +181,53 @@ def test_resizing_by_hand() -> None:
     valid = torch.tensor([[[True, True, False]]])
     mean = resize_mean(torch.tensor([[[[1.0, 4.0, 100.0]]]]), valid, (1, 2))
     assert mean.flatten().tolist() == pytest.approx([(1 + 0.5 * 4) / 1.5, 4.0])
+
+
+def test_resizing_between_canvases_that_an_image_fills_unlike_by_hand() -> None:
+    whole, half, most = torch.ones(1, 2), torch.tensor([[1.0, 0.5]]), torch.tensor([[1.0, 0.75]])
+    values = torch.tensor([[[1.0, 2.0, 4.0, 8.0]]])
+    assert resize_sum(values, (1, 4), (whole, half)).tolist() == [[[3.0, 12.0, 0.0, 0.0]]]
+    # What lies beyond the image is no part of it.
+    assert resize_sum(values, (1, 4), (half, whole)).tolist() == [[[0.5, 0.5, 1.0, 1.0]]]
+    # Of three quarters of two cells, the first has two thirds of the image: a half and a quarter of its sum.
+    found = resize_sum(torch.tensor([[[6.0, 5.0]]]), (1, 2), (most, whole))
+    assert found.flatten().tolist() == pytest.approx([6 * 0.75, 6 * 0.25 + 5.0])
+
+
+def test_every_image_keeps_its_own_place() -> None:
+    old = torch.tensor([[1.0, 1.0], [0.5, 1.0]])
+    new = torch.tensor([[1.0, 1.0], [1.0, 0.5]])
+    values = torch.rand(2, 4, 4)
+    found = resize_sum(values, (6, 8), (old, new))
+    for image in range(2):
+        one = slice(image, image + 1)
+        torch.testing.assert_close(found[one], resize_sum(values[one], (6, 8), (old[one], new[one])))
+    inside = values[1, :2].sum()
+    torch.testing.assert_close(found[1].sum(), inside)
+    assert found[1, :, 4:].abs().max() == 0
+
+
+def test_a_padded_student_is_compared_with_a_square_teacher_where_the_image_is() -> None:
+    # The student's canvas is twice as wide as its image; the teacher's square is the image alone.
+    ramp = torch.linspace(0, 3, 4).expand(1, 2, 4, 4).clone()  # [1, D, h, w], rising from left to right
+    ramp[:, 1] *= -1
+    padded = torch.zeros(1, 2, 4, 8)
+    padded[..., :4] = ramp
+    is_padding = torch.zeros(1, 4, 8, dtype=torch.bool)
+    is_padding[..., 4:] = True
+    teacher = replace(random_view(1, images=1, grids=((4, 4),), channels=(2,)), memory=(ramp,))
+    plain = random_view(1, images=1, grids=((4, 8),), channels=(2,))
+    student = replace(plain, memory=(padded,), is_padding=(is_padding,))
+    lesson = replace(lesson_of(teacher, random_targets((2,))), extent=torch.ones(1, 2))
+    term = UnmaskedFeature(
+        student_channels=[2], teacher_channels=[2], student_strides=[32], teacher_strides=[32], normalise=False
+    )
+    prepared = term.prepare(lesson)
+    answer = StudentAnswer(student, torch.zeros(2, 1, 2, dtype=torch.long), extent=torch.tensor([[1.0, 0.5]]))
+    right = term(answer, lesson, prepared, prepared.amount)["feature"]
+    wrong = term(replace(answer, extent=None), replace(lesson, extent=None), prepared, prepared.amount)["feature"]
+    assert right.item() == pytest.approx(0.0, abs=1e-9)
+    assert wrong.item() > 0.1
 
 
 def test_unmasked_features_are_the_plain_mean_over_valid_tokens() -> None:

@@ -219,6 +219,8 @@ def test_a_shape_that_contradicts_itself_is_refused(settings, message):
         ("lw_detr", StudentShape(encoder_layers=2), "nothing of the kind"),
         ("rt_detr_v2", StudentShape(decoder_layers=1), "at least 2 decoder layers"),
         ("d_fine", StudentShape(decoder_layers=1), "at least 2 decoder layers"),
+        ("deformable_detr", StudentShape(decoder_layers=1), "at least 2 decoder layers"),
+        ("deimv2-lite", StudentShape(backbone="hgnetv2_b0"), "of this lite deimv2 ends at stride 16"),
         ("lw_detr", StudentShape(backbone="resnet18"), r"backbone of a lw_detr is a lw_detr_vit, but 'resnet18'"),
         ("rf_detr", StudentShape(backbone_width=0.5), "scales ResNets and HGNetV2s, not a rf_detr_dinov2"),
     ],

@@ -93,7 +93,7 @@ class AttentionGuidedFeature(nn.Module):
         """The one part, ``agfd``; see ``Term``."""
         weights = torch.split(prepared.tensors["weights"], _level_sizes(lesson.view), dim=1)
         levels = [
-            self._level_loss(project, student.view, ours, lesson.view, theirs, weights[theirs])
+            self._level_loss(project, student, ours, lesson, theirs, weights[theirs])
             for project, (ours, theirs) in zip(self.projections, self.pairs, strict=True)
         ]
         return {self.part: torch.stack(levels).sum() / total[0].clamp(min=_TINY)}
@@ -101,22 +101,23 @@ class AttentionGuidedFeature(nn.Module):
     def _level_loss(
         self,
         project: nn.Module,
-        student: DetrView,
+        student: StudentAnswer,
         ours: int,
-        teacher: DetrView,
+        lesson: Lesson,
         theirs: int,
         weights: Tensor,
     ) -> Tensor:
-        student_map, teacher_map = student.memory[ours], teacher.memory[theirs]
+        student_map, teacher_map = student.view.memory[ours], lesson.view.memory[theirs]
         projected = at_least_float32(project(_tokens(student_map)))  # [B, hw, D_teacher]
         with torch.no_grad():
             weight_map = weights.reshape(-1, *teacher_map.shape[-2:])  # [B, h, w]
-            if teacher_map.shape[-2:] != student_map.shape[-2:]:
-                is_valid = ~teacher.is_padding[theirs]
-                teacher_map = resize_mean(teacher_map, is_valid, student_map.shape[-2:])
-                weight_map = resize_sum(weight_map, student_map.shape[-2:])
+            extents = (lesson.extent, student.extent)
+            if teacher_map.shape[-2:] != student_map.shape[-2:] or lesson.extent is not None:
+                is_valid = ~lesson.view.is_padding[theirs]
+                teacher_map = resize_mean(teacher_map, is_valid, student_map.shape[-2:], extents)
+                weight_map = resize_sum(weight_map, student_map.shape[-2:], extents)
             target = at_least_float32(_tokens(teacher_map))
-            weights = weight_map.masked_fill(student.is_padding[ours], 0.0).flatten(1)
+            weights = weight_map.masked_fill(student.view.is_padding[ours], 0.0).flatten(1)
         distance = self._squared_distance(projected, target)
         return (distance * weights).sum() / target.shape[-1] + zero_of(projected)
 
@@ -161,27 +162,53 @@ def query_weights(groups: QueryGroups) -> Tensor:
     return omega / omega.sum(-1, keepdim=True).clamp(min=_LEAST_OMEGA)
 
 
-def resize_sum(values: Tensor, size: Sequence[int]) -> Tensor:
-    """[..., h, w] on another grid over the same area; each cell is shared out by area, so sums are kept."""
-    rows = _shares(values.shape[-2], size[0], values)  # [h', h]
-    columns = _shares(values.shape[-1], size[1], values)  # [w', w]
+Extents = tuple[Tensor | None, Tensor | None]
+"""[B, 2] parts of the old and of the new canvas (height, width) that images fill; None where both canvases agree."""
+
+
+def resize_sum(values: Tensor, size: Sequence[int], extents: Extents = (None, None)) -> Tensor:
+    """[B, ..., h, w] on another grid over the same images; each cell is shared out by area, so sums are kept.
+
+    Args:
+        values: one map or several an image.
+        size: (height, width) of the new grid.
+        extents: where the two grids lie on canvases that images fill unlike: an image keeps its place in both.
+    """
+    old, new = extents
+    rows = _shares(values.shape[-2], size[0], values, *_column(old, new, 0))  # [h', h] or [B, h', h]
+    columns = _shares(values.shape[-1], size[1], values, *_column(old, new, 1))  # [w', w] or [B, w', w]
+    if rows.ndim == 3 and values.ndim == 4:
+        rows, columns = rows[:, None], columns[:, None]
     with torch.autocast(values.device.type, enabled=False):
-        return rows @ values @ columns.T
+        return rows @ values @ columns.mT
 
 
-def resize_mean(features: Tensor, is_valid: Tensor, size: Sequence[int]) -> Tensor:
-    """[B, D, h, w] on another grid over the same area: means by area of valid cells, else 0."""
+def resize_mean(features: Tensor, is_valid: Tensor, size: Sequence[int], extents: Extents = (None, None)) -> Tensor:
+    """[B, D, h, w] on another grid over the same images: means by area of valid cells, else 0."""
     valid = is_valid[:, None]
     features = at_least_float32(features).masked_fill(~valid, 0.0)
-    return resize_sum(features, size) / resize_sum(valid.to(features.dtype), size).clamp(min=_TINY)
+    area = resize_sum(valid.to(features.dtype), size, extents)
+    return resize_sum(features, size, extents) / area.clamp(min=_TINY)
 
 
-def _shares(before: int, after: int, like: Tensor) -> Tensor:
-    """[after, before] the part of each old interval that lies in each new one; columns sum to 1."""
-    old = torch.arange(before + 1, device=like.device, dtype=like.dtype) / before
-    new = torch.arange(after + 1, device=like.device, dtype=like.dtype) / after
-    overlap = torch.minimum(old[1:], new[1:, None]) - torch.maximum(old[:-1], new[:-1, None])
-    return overlap.clamp(min=0) * before
+def _column(old: Tensor | None, new: Tensor | None, axis: int) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if old is None or new is None else (old[:, axis], new[:, axis])
+
+
+def _shares(before: int, after: int, like: Tensor, old: Tensor | None = None, new: Tensor | None = None) -> Tensor:
+    """[after, before], or [B, after, before], the part of each old interval in each new one; columns sum to 1.
+
+    ``old`` and ``new`` [B] are the parts of the two lines that an image fills; what lies beyond it is no part of an
+    old interval.
+    """
+    starts = torch.arange(before + 1, device=like.device, dtype=like.dtype) / before
+    ends = torch.arange(after + 1, device=like.device, dtype=like.dtype) / after
+    if old is not None and new is not None:
+        starts = (starts / old.to(like.dtype)[:, None]).clamp(max=1.0)  # [B, before + 1], fractions of the image
+        ends = ends / new.to(like.dtype)[:, None]
+    low, high = starts[..., None, :-1], starts[..., None, 1:]
+    overlap = torch.minimum(high, ends[..., 1:, None]) - torch.maximum(low, ends[..., :-1, None])
+    return overlap.clamp(min=0) / (high - low).clamp(min=_TINY)
 
 
 def _tokens(level: Tensor) -> Tensor:

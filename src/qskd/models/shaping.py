@@ -88,10 +88,13 @@ def _set_fields(config: Any, option: str, names: Sequence[str], value: int | Non
         setattr(config, name, value)
 
 
+_TWO_LAYERS = frozenset({"deformable_detr", "rt_detr_v2", "d_fine", "deimv2"})
+
+
 def _check_layers(config: Any) -> None:
     if hasattr(config, "eval_idx"):
         config.eval_idx = -1
-    if config.model_type in ("rt_detr_v2", "d_fine", "deimv2") and config.decoder_layers < 2:
+    if config.model_type in _TWO_LAYERS and config.decoder_layers < 2 and not getattr(config, "two_stage", False):
         raise ConfigError(
             f"A {config.model_type} has at least 2 decoder layers: transformers names one of its heads after the other."
         )
@@ -139,6 +142,8 @@ def _set_backbone(config: Any, shape: StudentShape) -> None:
     current = config.backbone_config
     is_own = hasattr(config, "group_detr")  # LW-DETR's and RF-DETR's backbones belong to them
     chosen = current
+    if shape.backbone is not None and is_named(shape.backbone):
+        _check_stride(config, shape.backbone)
     if shape.backbone is not None:
         chosen = backbone_config(shape.backbone, config.model_type, None if is_own else _levels(config))
     if is_own and chosen.model_type != current.model_type:
@@ -151,6 +156,16 @@ def _set_backbone(config: Any, shape: StudentShape) -> None:
     config.backbone_config = chosen
     if _is_hybrid(config):
         config.encoder_in_channels = channels_of(chosen)
+
+
+def _check_stride(config: Any, backbone: str) -> None:
+    """Backbones by name end at stride 32; refuse them where the model's ends at 16."""
+    kind = "dilated" if getattr(config, "dilation", False) else "lite"
+    if kind == "dilated" or getattr(config, "encoder_type", "") == "lite":
+        raise ConfigError(
+            f"The backbone of this {kind} {config.model_type} ends at stride 16, that of '{backbone}' at 32. Keep it and "
+            "make the student smaller by fewer layers or queries, or give a backbone_width, or a folder or hub id."
+        )
 
 
 def _levels(config: Any) -> int:
