@@ -8,7 +8,7 @@ import torch
 import builders
 from builders_runs import NAMES, tiny_run
 from qskd.data.dataset import DetectionDataset
-from qskd.data.formats.coco import find_split, load_coco
+from qskd.data.sources import open_source
 from qskd.data.transforms import Augmentation, ImageSize, build_transform
 from qskd.distiller import Distiller, TeacherSide
 from qskd.labels import LabelMap
@@ -39,7 +39,7 @@ def dataset(scenes: Path, split: str, *, size: int = 64, train: bool | None = No
     augment = Augmentation(zoom_out=0.0)
     is_train = split == "train" if train is None else train
     return DetectionDataset(
-        load_coco(*find_split(scenes, split), class_names=NAMES),
+        open_source(scenes).load(split, class_names=NAMES),
         build_transform(ImageSize(square=size), train=is_train, augment=augment),
     )
 

@@ -1,6 +1,5 @@
 import json
 import pickle
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from builders_data import CATEGORIES, annotation, coco_content, write_coco
-from qskd.data.formats.coco import find_split, load_coco
+from qskd.data.formats.coco import CocoSource, image_folder, load_coco
 from qskd.data.index import ImageRecord
+from qskd.data.sources import open_source
 from qskd.errors import DataError
 
 
@@ -322,15 +322,18 @@ def test_a_split_is_found_in_every_usual_layout(tmp_path: Path, file: str, folde
     (tmp_path / file).parent.mkdir()
     (tmp_path / file).write_text("{}")
     (tmp_path / folder).mkdir(parents=True)
-    assert find_split(tmp_path, "val") == (tmp_path / file, tmp_path / folder)
+    source = CocoSource.find(tmp_path)
+    assert source is not None
+    assert source.files == {"val": tmp_path / file}
+    assert image_folder(tmp_path, tmp_path / file, "val", {}) == tmp_path / folder
 
 
-def test_an_absent_split_lists_what_was_looked_for(tmp_path: Path) -> None:
+def test_an_absent_split_says_which_there_are(tmp_path: Path) -> None:
     write_coco(tmp_path)
-    with pytest.raises(DataError, match=re.escape("instances_test.json") + ".*instances_test2017.json"):
-        find_split(tmp_path, "test")
-    with pytest.raises(DataError, match="is not a folder"):
-        find_split(tmp_path / "absent", "train")
+    with pytest.raises(DataError, match=r"has no split 'test' \(found: train; read as coco\).*qskd split"):
+        open_source(tmp_path).load("test")
+    with pytest.raises(DataError, match="does not exist"):
+        open_source(tmp_path / "absent")
 
 
 coordinate = st.floats(0, 35, allow_nan=False).map(lambda number: round(number, 3))

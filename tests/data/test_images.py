@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from qskd.data.images import check_file, read_pixels
+from qskd.data.images import check_image, read_pixels
+from qskd.data.index import ImageRecord
 from qskd.errors import DataError
 
 ORIENTATION = 0x0112
@@ -129,7 +130,7 @@ def test_a_truncated_image_is_refused_by_name(tmp_path: Path, suffix: str, share
         read_pixels(path, height=64, width=64)
     if suffix in ("png", "jpg"):
         with pytest.raises(DataError, match=rf"a\.{suffix}: "):
-            check_file(path, height=64, width=64)
+            check_image(ImageRecord(1, path, 64, 64))
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "tiff"])
@@ -138,7 +139,7 @@ def test_a_whole_image_passes_whatever_stands_behind_it(tmp_path: Path, suffix: 
     path = tmp_path / f"a.{suffix}"
     Image.new("RGB", (40, 30)).save(path)
     path.write_bytes(path.read_bytes() + extra)
-    check_file(path, height=30, width=40)
+    check_image(ImageRecord(1, path, 30, 40))
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", b"hello", b"\x89PNG\r\n\x1a\n" + b"\0" * 50])

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from qskd.data import synthetic
-from qskd.data.formats.coco import find_split, load_coco
 from qskd.data.shapes import EASY, HARD, Outline, Pose, coverage
+from qskd.data.sources import open_source
 from qskd.data.synthetic import Difficulty, class_names, draw_dataset, draw_scene, seen_boxes
 from qskd.errors import ConfigError
 
@@ -123,7 +123,7 @@ def test_hard_scenes_add_classes_to_the_easy_ones() -> None:
 def test_a_dataset_is_read_back_as_it_was_drawn(tmp_path: Path) -> None:
     draw_dataset(tmp_path, train=6, val=3, size=64, seed=4)
     for split, count in (("train", 6), ("val", 3)):
-        index = load_coco(*find_split(tmp_path, split), strict=True)
+        index = open_source(tmp_path).load(split, strict=True)
         assert len(index) == count
         assert index.class_names == class_names("easy")
         assert not index.problems.counts

@@ -48,7 +48,7 @@ def test_half_a_pair_of_files_is_refused(scenes, split, half):
 
 
 def test_without_any_data_it_is_said_how_to_give_it(scenes):
-    with pytest.raises(ConfigError, match=r"No data: give --data DIR .* or --train_annotations FILE"):
+    with pytest.raises(ConfigError, match=r"No data: give --data .* or --train_annotations FILE"):
         building.open_splits(DataOptions())
     with pytest.raises(ConfigError, match="or --val_annotations FILE"):
         building.open_split(DataOptions(), "val")

@@ -7,7 +7,7 @@ import pytest
 
 import qskd
 from builders_runs import NAMES, edited
-from qskd.data.formats.coco import find_split, load_coco
+from qskd.data.sources import open_source
 from qskd.data.transforms import ImageSize
 from qskd.errors import ConfigError, DataError, LabelMapError
 from qskd.models.loading import load_model
@@ -41,7 +41,7 @@ def test_any_split_can_be_measured(scenes):
 
 
 def test_files_can_be_named_instead_of_a_folder(scenes, on_val):
-    annotations, images = find_split(scenes, "val")
+    annotations, images = scenes / "annotations" / "instances_val.json", scenes / "images" / "val"
     files = {"val_annotations": annotations, "val_images": images}
     assert qskd.evaluate(model=TEACHER, image_size=64, **files) == on_val
 
@@ -77,7 +77,7 @@ def test_a_sample_is_spread_over_the_split(scenes, tmp_path):
         gone = {image["id"] for image in content["images"][:8]}
         content["annotations"] = [row for row in content["annotations"] if row["image_id"] not in gone]
 
-    index = load_coco(*find_split(edited(scenes, tmp_path / "data", empty_half, "train"), "train"))
+    index = open_source(edited(scenes, tmp_path / "data", empty_half, "train")).load("train")
     found = evaluate_adapter(load_model(TEACHER), index, ImageSize(square=64), 4, first=5)
     assert found["num_images"] == 5
     assert found["AP"] is not None
@@ -89,7 +89,7 @@ def test_a_sample_is_spread_over_the_split(scenes, tmp_path):
     ("options", "kind", "told"),
     [
         ({"model": None}, ConfigError, "--model was not given"),
-        ({"split": "tset"}, DataError, "No annotation file for the split 'tset'"),
+        ({"split": "tset"}, DataError, "has no split 'tset'"),
         (
             {"split": "foo", "val_annotations": "v", "val_images": "i"},
             ConfigError,

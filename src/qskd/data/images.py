@@ -1,7 +1,9 @@
 """From an image file of any kind to RGB pixels, upright."""
 
+import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from qskd.errors import DataError
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # grey, 16 bits a pixel; Pillow < 11 reads them as "I"
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what the last bytes of a whole file hold
 _TAIL = 1024  # bytes
+_READERS = 8  # files looked at together: network disks answer slowly, but many at a time
 
 
 def read_pixels(path: Path, *, height: int, width: int, at_least: tuple[int, int] | None = None) -> Tensor:
@@ -35,29 +38,67 @@ def read_pixels(path: Path, *, height: int, width: int, at_least: tuple[int, int
     Raises:
         DataError: the file is missing, damaged or not an image, or has another size than said.
     """
-    with _told(path), Image.open(path) as image:
-        _check_size(path, image, height, width)
-        if at_least is not None and image.format == "JPEG":
-            _shrink(image, at_least)
-        pixels = np.array(_as_rgb(path, ImageOps.exif_transpose(image)))
+    with _opened(path) as image:
+        return _pixels(path, image, height, width, at_least)
+
+
+@contextmanager
+def _opened(path: Path, blob: Callable[[], bytes] | None = None) -> Iterator[Image.Image]:
+    """The image in a file, or in what ``blob`` returns; whatever goes wrong names the path."""
+    with _told(path), Image.open(io.BytesIO(blob()) if blob is not None else path) as image:
+        yield image
+
+
+def _pixels(path: Path, image: Image.Image, height: int, width: int, at_least: tuple[int, int] | None) -> Tensor:
+    _check_size(path, image, height, width)
+    if at_least is not None and image.format == "JPEG":
+        _shrink(image, at_least)
+    pixels = np.array(_as_rgb(path, ImageOps.exif_transpose(image)))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def read_image(record: ImageRecord, at_least: tuple[int, int] | None = None) -> Tensor:
     """The pixels of an image of an index; see ``read_pixels``."""
-    return read_pixels(record.path, height=record.height, width=record.width, at_least=at_least)
+    with _opened(record.path, record.blob) as image:
+        return _pixels(record.path, image, record.height, record.width, at_least)
 
 
-def check_file(path: Path, *, height: int, width: int) -> None:
-    """What can be known of an image file from its two ends; only where the end is missing is it decoded.
+def upright_sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
+    """(height, width) in pixels of image files as they stand upright, from their headers.
+
+    Raises:
+        DataError: a file is missing or no image.
+    """
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(_upright_size, paths))
+
+
+def upright_size_of(name: str, blob: bytes) -> tuple[int, int]:
+    """(height, width) in pixels of an encoded image; ``name`` is for messages.
+
+    Raises:
+        DataError: it is no image.
+    """
+    return _upright_size(Path(name), lambda: blob)
+
+
+def _upright_size(path: Path, blob: Callable[[], bytes] | None = None) -> tuple[int, int]:
+    with _opened(path, blob) as image:
+        width, height = image.size[::-1] if _is_turned(image) else image.size
+        return height, width
+
+
+def check_image(record: ImageRecord) -> None:
+    """What can be known of an image from its two ends; only where the end is missing is it decoded.
 
     Raises:
         DataError: the file is missing, cut off, not an image, or of another size than said.
     """
-    with _told(path), Image.open(path) as image:
-        _check_size(path, image, height, width)
+    blob = record.blob() if record.blob is not None else None
+    with _opened(record.path, None if blob is None else lambda: blob) as image:
+        _check_size(record.path, image, record.height, record.width)
         mark = _ENDS.get(str(image.format))
-        if mark is not None and mark not in _tail(path):
+        if mark is not None and mark not in (_tail(record.path) if blob is None else blob[-_TAIL:]):
             image.load()
 
 
@@ -87,8 +128,12 @@ def _orientation(image: Image.Image) -> int:
     return int(image.getexif().get(0x0112, 1))
 
 
+def _is_turned(image: Image.Image) -> bool:
+    return _orientation(image) in (5, 6, 7, 8)
+
+
 def _check_size(path: Path, image: Image.Image, height: int, width: int) -> None:
-    turned = _orientation(image) in (5, 6, 7, 8)
+    turned = _is_turned(image)
     upright = image.size[::-1] if turned else image.size
     if upright == (width, height):
         return

@@ -7,7 +7,7 @@ Letters: I images, T annotations of the whole file, N annotations of one image.
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class DetectionIndex:
         class_names: Sequence[str] | None = None,
         strict: bool = False,
         problems: Problems | None = None,
+        blobs: Callable[[int], bytes] | None = None,
     ) -> "DetectionIndex":
         """Check content in COCO's form.
 
@@ -59,6 +60,7 @@ class DetectionIndex:
             class_names: the vocabulary to use, e.g. a model's; by default the content's, by category id.
             strict: refuse boxes that would otherwise be dropped (degenerate, or outside of their image).
             problems: what its reader had to leave out or mend.
+            blobs: the encoded image at a position, where images are no files in ``images``.
 
         Raises:
             DataError: the content contradicts itself, an image file is missing, or its categories do not fit
@@ -66,7 +68,7 @@ class DetectionIndex:
         """
         entry = dict(content)
         problems = problems if problems is not None else Problems()
-        records = read_images(origin, images, entry, problems)
+        records = read_images(origin, images, entry, problems, blobs)
         names_, ids, class_of = _read_categories(origin, entry, class_names)
         table = read_annotations(origin, entry, records, class_of, problems)
         if strict and (refused := [line for line in problems.lines() if "dropped" in line]):

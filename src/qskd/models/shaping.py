@@ -160,11 +160,11 @@ def _set_backbone(config: Any, shape: StudentShape) -> None:
 
 def _check_stride(config: Any, backbone: str) -> None:
     """Backbones by name end at stride 32; refuse them where the model's ends at 16."""
-    kind = "dilated" if getattr(config, "dilation", False) else "lite"
-    if kind == "dilated" or getattr(config, "encoder_type", "") == "lite":
+    is_lite = getattr(config, "encoder_type", "") == "lite"
+    if is_lite or getattr(config, "dilation", False):
         raise ConfigError(
-            f"The backbone of this {kind} {config.model_type} ends at stride 16, that of '{backbone}' at 32. Keep it and "
-            "make the student smaller by fewer layers or queries, or give a backbone_width, or a folder or hub id."
+            f"The backbone of this {'lite' if is_lite else 'dilated'} {config.model_type} ends at stride 16, that of "
+            f"'{backbone}' at 32. Keep it and take fewer layers or queries, or scale it with backbone_width."
         )
 
 

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from qskd.data.dataset import DetectionDataset
-from qskd.data.formats.coco import find_split, load_coco
-from qskd.data.images import check_file
+from qskd.data.formats.coco import load_coco
+from qskd.data.formats.hub import HubSource
+from qskd.data.formats.layout import Source
+from qskd.data.images import check_image
 from qskd.data.index import DetectionIndex
+from qskd.data.sources import open_source
 from qskd.data.transforms import Augmentation, ImageSize, build_transform
 from qskd.errors import ConfigError
 from qskd.models.adapter import DetrAdapter
@@ -57,11 +60,25 @@ def open_split(options: SourceOptions, split: str, class_names: Sequence[str] | 
             if split != "train" and options.train_annotations:
                 return None
             raise ConfigError(
-                "No data: give --data DIR (annotations/instances_{train,val}.json and images), or "
+                "No data: give --data (a folder of COCO, YOLO or VOC data, or a Hugging Face dataset), or "
                 f"--{key}_annotations FILE with --{key}_images DIR."
             )
-        annotations, images = find_split(Path(options.data), split)
+        name = {"train": options.train_split, "val": options.val_split}.get(split, split)
+        return open_data(options).load(name, class_names=class_names, strict=options.strict_data)
     return load_coco(Path(annotations), Path(images), class_names=class_names, strict=options.strict_data)
+
+
+def open_data(options: SourceOptions) -> Source:
+    """What ``--data`` is.
+
+    Raises:
+        ConfigError: it was not given.
+        DataError: nothing there is in a known format.
+    """
+    if options.data is None:
+        raise missing_option("--data", "a folder of COCO, YOLO or VOC data, or a Hugging Face dataset")
+    source = open_source(options.data, options.data_format)
+    return source.with_boxes(options.box_format) if isinstance(source, HubSource) else source
 
 
 def open_splits(options: SourceOptions) -> Splits:
@@ -83,9 +100,7 @@ def check_images(index: DetectionIndex) -> None:
         DataError: a file is no image, cut off, or of another size than the annotations say.
     """
     with ThreadPoolExecutor(_READERS) as pool:
-        for _ in pool.map(
-            lambda record: check_file(record.path, height=record.height, width=record.width), index.images
-        ):
+        for _ in pool.map(check_image, index.images):
             pass
 
 

@@ -12,8 +12,17 @@ class SourceOptions:
     """The images and the size they are given to models in."""
 
     data: str | None = field(
-        default=None, metadata={"help": "Folder with annotations/instances_{train,val}.json and images/."}
+        default=None,
+        metadata={"help": "Folder of COCO, YOLO or Pascal VOC data, a YOLO data.yaml, or a Hugging Face dataset."},
     )
+    data_format: Literal["auto", "coco", "yolo", "voc", "hf"] = field(
+        default="auto", metadata={"help": "What --data is in, if it cannot be told by itself."}
+    )
+    box_format: Literal["xywh", "xyxy", "cxcywh", "xywh_fraction", "xyxy_fraction", "cxcywh_fraction"] = field(
+        default="xywh", metadata={"help": "How a Hugging Face dataset writes its boxes."}
+    )
+    train_split: str = field(default="train", metadata={"help": "Which split of --data to train on."})
+    val_split: str = field(default="val", metadata={"help": "Which split of --data to measure on."})
     train_annotations: str | None = field(default=None, metadata={"help": "COCO json, instead of --data."})
     train_images: str | None = field(default=None, metadata={"help": "Folder of the training images."})
     val_annotations: str | None = field(default=None, metadata={"help": "COCO json, instead of --data."})

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from qskd.data.formats.coco import find_split
+from qskd.data.formats.coco import CocoSource
+from qskd.data.sources import open_source
 from qskd.errors import ConfigError, DataError, QskdError
 from qskd.models.loading import weights_fingerprint
 from qskd.reporting.records import RunRecord
@@ -115,11 +116,14 @@ def _validation_digest(config: Mapping[str, Any]) -> str | None:
         if config.get("val_annotations"):
             path = Path(config["val_annotations"])
         elif config.get("data"):
-            path, _ = find_split(Path(config["data"]), "val")
+            source = open_source(config["data"], config.get("data_format", "auto"))
+            if not isinstance(source, CocoSource):
+                return source.load(config.get("val_split", "val")).fingerprint()
+            path = source.files[config.get("val_split", "val")]
         else:
             return None
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    except (DataError, OSError):
+    except (DataError, OSError, KeyError):
         return None
 
 

@@ -1,12 +1,17 @@
 """COCO detection files and the folders they lie in."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from qskd.data.formats.layout import SPELLINGS, canonical, in_order, missing_split, spellings, subfolders
 from qskd.data.index import DetectionIndex
 from qskd.errors import DataError
+
+_LONE_NAMES = ("_annotations.coco.json", "annotations/instances_default.json", "labels.json", "result.json")
+_HEAD = 1 << 16  # bytes; the first key stands there
 
 
 def load_coco(
@@ -32,32 +37,104 @@ def load_coco(
     return DetectionIndex.of(annotations, images, content, class_names=class_names, strict=strict)
 
 
-def find_split(data_dir: Path, split: str) -> tuple[Path, Path]:
-    """Annotation file and image folder of a split in a folder laid out as COCO's, or more simply.
+@dataclass(frozen=True, slots=True)
+class CocoSource:
+    """COCO files in a folder, with the images they are about."""
 
-    Annotations are ``annotations/instances_{split}.json`` or ``..._{split}2017.json``; images lie in
-    ``images/{split}/``, ``images/{split}2017/``, ``{split}/``, ``{split}2017/`` or ``images/``, the first
-    that exists.
+    format: ClassVar[str] = "coco"
+    folder: Path
+    files: Mapping[str, Path]  # annotation file of each split
+
+    @classmethod
+    def find(cls, path: Path) -> "CocoSource | None":
+        """The COCO data in a folder, laid out as COCO's own, or as exporters do it.
+
+        Annotation files are ``annotations/instances_<split>.json`` (also with 2017 behind),
+        ``annotations/<split>.json``, ``<split>.json``, or ``<split>/`` with one JSON file in it; or else a single
+        file for data without splits.
+        """
+        if not path.is_dir():
+            return None
+        files = {canonical(name): file for name, file in _annotation_files(path)}
+        if not files and (lone := _lone_file(path)):
+            files = {"train": lone}
+        return cls(path, files) if files else None
+
+    @property
+    def origin(self) -> str:
+        """The folder."""
+        return str(self.folder)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits with an annotation file."""
+        return in_order(tuple(self.files))
+
+    def load(self, split: str, *, class_names: Sequence[str] | None = None, strict: bool = False) -> DetectionIndex:
+        """One split; see ``Source.load``."""
+        if split not in self.files:
+            raise missing_split(self, split)
+        file = self.files[split]
+        content = read_json(file)
+        folder = image_folder(self.folder, file, split, content)
+        return DetectionIndex.of(file, folder, content, class_names=class_names, strict=strict)
+
+
+def _annotation_files(path: Path) -> Iterator[tuple[str, Path]]:
+    """Splits with their files; of two files of one split, the more usual one comes last."""
+    for folder in subfolders(path):
+        if canonical(folder.name) in SPELLINGS and (file := _lone_file(folder)):
+            yield folder.name, file
+    for folder in (path, path / "annotations"):
+        for file in sorted(folder.glob("*.json")):
+            if canonical(file.stem) in SPELLINGS and _is_coco(file):
+                yield file.stem, file
+    for file in sorted((path / "annotations").glob("instances_*.json"), reverse=True):
+        name = file.stem.removeprefix("instances_")
+        yield name.removesuffix("2017"), file
+
+
+def _lone_file(folder: Path) -> Path | None:
+    """The one COCO file of a folder, or of its annotations/."""
+    usual = [folder / name for name in _LONE_NAMES]
+    others = [file for place in (folder, folder / "annotations") for file in sorted(place.glob("*.json"))]
+    found = [file for file in dict.fromkeys([*usual, *others]) if file.is_file() and _is_coco(file)]
+    return found[0] if found and (len(found) == 1 or found[0] in usual) else None
+
+
+def _is_coco(file: Path) -> bool:
+    """Whether a file begins like COCO's, without reading all of it."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(_HEAD)
+    except OSError:
+        return False
+    keys = (b'"images"', b'"annotations"', b'"categories"', b'"info"', b'"licenses"')
+    return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and any(key in head for key in keys)
+
+
+def image_folder(folder: Path, file: Path, split: str, content: Mapping[str, Any]) -> Path:
+    """The folder that the file names of an annotation file are relative to: the first that holds the first image.
 
     Raises:
-        DataError: nothing of the kind is there; says what was looked for.
+        DataError: none of the usual folders does.
     """
-    data_dir = Path(data_dir)
-    files = [data_dir / "annotations" / f"instances_{split}{year}.json" for year in ("", "2017")]
-    folders = [
-        data_dir / folder for folder in (f"images/{split}", f"images/{split}2017", split, f"{split}2017", "images")
-    ]
-    if not data_dir.is_dir():
-        raise DataError(f"{data_dir} is not a folder. Give the folder that holds annotations/ and images/.")
-    return _first(files, "annotation file", split), _first(folders, "image folder", split)
-
-
-def _first(candidates: Sequence[Path], what: str, split: str) -> Path:
-    for candidate in candidates:
-        if candidate.exists():
-            return candidate
-    looked = ", ".join(str(candidate) for candidate in candidates)
-    raise DataError(f"No {what} for the split '{split}'; looked for {looked}.")
+    names = spellings(split)
+    places = [folder / "images" / name for name in (*names, f"{split}2017")]
+    places += [folder / name for name in (*names, f"{split}2017")]
+    places += [file.parent / "images", file.parent / "data", folder / "images", folder / "data"]
+    places += [folder / "images" / "default", folder / "JPEGImages", file.parent, folder]
+    existing = [place for place in dict.fromkeys(places) if place.is_dir()]
+    rows = content.get("images")
+    first = rows[0].get("file_name") if isinstance(rows, list) and rows and isinstance(rows[0], dict) else None
+    if isinstance(first, str) and "\0" not in first:
+        for place in existing:
+            if (place / first).is_file():
+                return place
+    if existing:
+        return existing[0]  # what is missing there will be named
+    looked = ", ".join(str(place) for place in dict.fromkeys(places))
+    raise DataError(f"No image folder for the split '{split}'; looked for {looked}.")
 
 
 def _without_segmentation(entry: dict[str, Any]) -> dict[str, Any]:

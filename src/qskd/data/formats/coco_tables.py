@@ -5,8 +5,9 @@ Letters: I images, T annotations of the whole file, N annotations of one image.
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import overload
 
@@ -19,6 +20,9 @@ from qskd.errors import DataError
 SMALLEST_SIDE = 1e-3
 """Pixels; a box with a shorter side holds nothing that could be learned or found."""
 
+WHERE = "where"
+"""Key of an annotation that says where it comes from, put there by readers of other formats than COCO's."""
+
 _NAMED = 5  # entries that a problem names; the others are only counted
 
 
@@ -30,6 +34,7 @@ class ImageRecord:
     path: Path
     height: int  # pixels, as the annotation file says
     width: int
+    blob: Callable[[], bytes] | None = None  # the encoded image, where it is no file of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,7 @@ class ImageRecords(Sequence[ImageRecord]):
     file_names: tuple[str, ...]  # relative to the folder, with forward slashes
     ids: NDArray[np.int64]  # [I]
     sizes: NDArray[np.int64]  # [I, 2] (height, width), pixels
+    blobs: Callable[[int], bytes] | None = None  # the encoded image at a position, where images are no files
 
     def __len__(self) -> int:
         return len(self.file_names)
@@ -52,7 +58,8 @@ class ImageRecords(Sequence[ImageRecord]):
         if isinstance(index, slice):
             return tuple(self[i] for i in range(*index.indices(len(self))))
         height, width = self.sizes[index].tolist()
-        return ImageRecord(int(self.ids[index]), self.folder / self.file_names[index], height, width)
+        blob = partial(self.blobs, index) if self.blobs is not None else None
+        return ImageRecord(int(self.ids[index]), self.folder / self.file_names[index], height, width, blob)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +105,10 @@ class Annotations:
         return slice(int(self.starts[image]), int(self.crowd_starts[image]))
 
 
-def read_images(path: Path, folder: Path, content: Entry, problems: Problems) -> ImageRecords:
-    """The images of a file, every one of which exists in the folder; pixels are not looked at."""
+def read_images(
+    path: Path, folder: Path, content: Entry, problems: Problems, blobs: Callable[[int], bytes] | None = None
+) -> ImageRecords:
+    """The images of a file, every one of which exists in the folder or among the blobs; pixels are not looked at."""
     rows = entries(path, content, "images")
     if not rows:
         raise DataError(f"{path}: 'images' is empty; expected at least one image.")
@@ -111,10 +120,11 @@ def read_images(path: Path, folder: Path, content: Entry, problems: Problems) ->
     file_names = tuple(names(path, "images", rows, "file_name"))
     for name, image in zip(file_names, ids.tolist(), strict=True):
         _check_inside(path, name, image)
-    _check_exist(path, folder, file_names)
+    if blobs is None:
+        _check_exist(path, folder, file_names)
     shared = [name for name, count in Counter(file_names).items() if count > 1]
     problems.add("image files that several image ids share", shared)
-    return ImageRecords(folder, file_names, ids, sizes)
+    return ImageRecords(folder, file_names, ids, sizes, blobs)
 
 
 def _check_inside(path: Path, name: str, image: int) -> None:
@@ -170,7 +180,8 @@ def read_annotations(
     boxes = np.concatenate([file_boxes[:, :2], file_boxes[:, :2] + file_boxes[:, 2:]], axis=1)
     extent = np.tile(images.sizes[image][:, ::-1].astype(np.float64), 2)  # [T, 4] width, height, twice
     clipped = np.clip(boxes, 0, extent)
-    keep = _usable(file_boxes, clipped, boxes, ids, problems)
+    origins = [str(row.get(WHERE) or f"annotation id {id_}") for row, id_ in zip(rows, ids.tolist(), strict=True)]
+    keep = _usable(file_boxes, clipped, boxes, origins, problems)
     areas = _areas(path, rows, ids, file_boxes)
     crowd = flags(path, rows, ids)
     order = np.lexsort((crowd, image))
@@ -210,7 +221,7 @@ def _usable(
     file_boxes: NDArray[np.float64],
     clipped: NDArray[np.float64],
     boxes: NDArray[np.float64],
-    ids: NDArray[np.int64],
+    origins: Sequence[str],
     problems: Problems,
 ) -> NDArray[np.bool_]:
     """[T] which boxes have an inside within their image; notes the others, and those that were clipped."""
@@ -224,10 +235,7 @@ def _usable(
         "boxes clipped at the border of their image": crossing,
     }
     for kind, where in kinds.items():
-        named = [
-            f"annotation id {ids[row]} {np.round(file_boxes[row], 2).tolist()}"
-            for row in np.flatnonzero(where)[:_NAMED]
-        ]
+        named = [f"{origins[row]} {np.round(file_boxes[row], 2).tolist()}" for row in np.flatnonzero(where)[:_NAMED]]
         problems.add(kind, named, int(where.sum()))
     return np.logical_not(degenerate | outside)
 

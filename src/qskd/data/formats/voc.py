@@ -1,0 +1,272 @@
+"""Pascal VOC data: an XML file for every image, and text files that say which images belong to a split.
+
+Corners are taken as they stand, xmin to xmax, without VOC's one pixel: so do the usual converters. Objects marked
+``difficult`` become crowds: neither learnt nor counted as missed, as in VOC's own evaluation.
+"""
+
+import math
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import ClassVar
+
+from qskd.data.formats.layout import (
+    SPELLINGS,
+    Content,
+    canonical,
+    first_folder,
+    in_order,
+    is_image,
+    missing_split,
+    read_text,
+    spellings,
+    subfolders,
+)
+from qskd.data.images import upright_sizes
+from qskd.data.index import DetectionIndex
+from qskd.errors import DataError
+
+_ANNOTATIONS = ("Annotations", "annotations", "labels", "xml", "xmls")
+_IMAGES = ("JPEGImages", "images", "Images", "imgs")
+_SETS = ("ImageSets/Main", "ImageSets", "splits")
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    name: str
+    box: tuple[float, float, float, float]  # left, top, width, height, pixels
+    is_difficult: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """One XML file."""
+
+    file: Path
+    image: Path
+    size: tuple[int, int] | None  # (height, width) as the file says; None where it says nothing of use
+    objects: tuple[_Object, ...]
+    boxless: int  # objects without a box
+
+
+@dataclass(slots=True)
+class VocSource:
+    """VOC data in a folder."""
+
+    format: ClassVar[str] = "voc"
+    folder: Path
+    parts: Mapping[str, tuple[tuple[Path, Path], ...]]  # of each split: XML files with the folder of their image
+    _pages: dict[Path, _Page] = field(default_factory=dict)
+    _listings: dict[Path, dict[str, Path]] = field(default_factory=dict)  # of each image folder, by stem
+
+    @classmethod
+    def find(cls, path: Path) -> "VocSource | None":
+        """The VOC data in a folder: Annotations/ with JPEGImages/ (and ImageSets/), or XML files beside images.
+
+        Raises:
+            DataError: several years of VOC lie in the folder.
+        """
+        if not path.is_dir():
+            return None
+        if folder := _devkit(path):
+            return cls(folder, _parts_of_devkit(folder))
+        parts: dict[str, tuple[tuple[Path, Path], ...]] = {}
+        for folder in subfolders(path):
+            if files := _beside(folder):
+                parts[canonical(folder.name)] = files
+        if not parts and (files := _beside(path)):
+            parts["train"] = files
+        return cls(path, parts) if parts else None
+
+    @property
+    def origin(self) -> str:
+        """The folder."""
+        return str(self.folder)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits with XML files."""
+        return in_order(tuple(self.parts))
+
+    def load(self, split: str, *, class_names: Sequence[str] | None = None, strict: bool = False) -> DetectionIndex:
+        """One split; see ``Source.load``. Classes are those of all splits, by name."""
+        if split not in self.parts:
+            raise missing_split(self, split)
+        pages = [self._page(*where) for where in self.parts[split]]
+        vocabulary = sorted({found.name for page in self._every_page() for found in page.objects})
+        if not vocabulary:
+            raise DataError(f"{self.folder}: no XML file names an object, so there are no classes.")
+        folder = _common([page.image for page in pages])
+        content = Content(vocabulary)
+        label_of = {name: label for label, name in enumerate(vocabulary)}
+        for page, size in zip(pages, _sizes(pages), strict=True):
+            image = content.add_image(page.image.relative_to(folder).as_posix(), *size)
+            for found in page.objects:
+                content.add_box(image, label_of[found.name], found.box, page.file.name, is_crowd=found.is_difficult)
+        _note(content, pages)
+        return DetectionIndex.of(
+            self.folder, folder, content.as_coco(), class_names=class_names, strict=strict, problems=content.problems
+        )
+
+    def _every_page(self) -> Iterator[_Page]:
+        for files in self.parts.values():
+            yield from (self._page(*where) for where in files)
+
+    def _page(self, file: Path, images: Path) -> _Page:
+        if images not in self._listings:
+            self._listings[images] = {path.stem: path for path in sorted(images.iterdir()) if is_image(path)}
+        if file not in self._pages:
+            self._pages[file] = _read_page(file, images, self._listings[images])
+        return self._pages[file]
+
+
+def _note(content: Content, pages: Sequence[_Page]) -> None:
+    boxless = [page.file.name for page in pages if page.boxless]
+    content.problems.add("objects without a box dropped", boxless, sum(page.boxless for page in pages))
+    unsized = [page.file.name for page in pages if page.size is None]
+    content.problems.add("XML files without an image size, read from the image", unsized)
+    difficult = [page.file.name for page in pages if any(found.is_difficult for found in page.objects)]
+    marked = sum(found.is_difficult for page in pages for found in page.objects)
+    content.problems.add("objects marked difficult, neither learnt nor scored", difficult, marked)
+
+
+def _sizes(pages: Sequence[_Page]) -> Iterator[tuple[int, int]]:
+    """(height, width) of every image, from its XML file or else from the image itself."""
+    measured = iter(upright_sizes([page.image for page in pages if page.size is None]))
+    for page in pages:
+        yield page.size if page.size is not None else next(measured)
+
+
+def _devkit(path: Path) -> Path | None:
+    """The folder with Annotations/ and images: the path itself, or one year of VOC below it."""
+    if _is_devkit(path):
+        return path
+    places = [*subfolders(path), *subfolders(path / "VOCdevkit")]
+    found = [place for place in places if _is_devkit(place) and canonical(place.name) not in SPELLINGS]
+    if len(found) > 1:
+        years = ", ".join(str(place) for place in found)
+        raise DataError(f"{path} holds several sets of VOC data: {years}. Give one of them.")
+    return found[0] if found else None
+
+
+def _is_devkit(folder: Path) -> bool:
+    return _annotations(folder) is not None and first_folder([folder / name for name in _IMAGES]) is not None
+
+
+def _annotations(folder: Path) -> Path | None:
+    """The folder of XML files, one of the usual names."""
+    places = (folder / name for name in _ANNOTATIONS)
+    return next((place for place in places if place.is_dir() and next(place.glob("*.xml"), None)), None)
+
+
+def _parts_of_devkit(folder: Path) -> dict[str, tuple[tuple[Path, Path], ...]]:
+    annotations = _annotations(folder)
+    images = first_folder([folder / name for name in _IMAGES])
+    assert annotations is not None
+    assert images is not None
+    sets = first_folder([folder / name for name in _SETS])
+    parts: dict[str, tuple[tuple[Path, Path], ...]] = {}
+    for split in ("train", "val", "test") if sets else ():
+        assert sets is not None
+        file = next((sets / f"{name}.txt" for name in spellings(split) if (sets / f"{name}.txt").is_file()), None)
+        if file is not None:
+            parts[split] = tuple((xml, images) for xml in _listed(file, annotations))
+    return parts or {"train": tuple((xml, images) for xml in sorted(annotations.glob("*.xml")))}
+
+
+def _listed(file: Path, annotations: Path) -> Iterator[Path]:
+    """The XML files of the names in an image set."""
+    lines = [line.split() for line in read_text(file, "an image set").splitlines()]
+    names = [cells[0] for cells in lines if cells]
+    if not names:
+        raise DataError(f"{file}: is empty; expected the name of an image a line.")
+    for name in names:
+        base = PurePosixPath(name.replace("\\", "/")).name
+        stem = base.rsplit(".", 1)[0] if is_image(Path(base)) else base
+        xml = annotations / f"{stem}.xml"
+        if not xml.is_file():
+            raise DataError(f"{file}: names '{name}', but there is no {xml}.")
+        yield xml
+
+
+def _beside(folder: Path) -> tuple[tuple[Path, Path], ...]:
+    """XML files in a folder with their images, or in folders of their own within it."""
+    if files := sorted(folder.glob("*.xml")):
+        return tuple((file, folder) for file in files)
+    annotations, images = _annotations(folder), first_folder([folder / name for name in _IMAGES])
+    return tuple((file, images) for file in sorted(annotations.glob("*.xml"))) if annotations and images else ()
+
+
+def _common(images: Sequence[Path]) -> Path:
+    parents = {image.parent for image in images}
+    return parents.pop() if len(parents) == 1 else Path(*_shared([parent.parts for parent in parents]))
+
+
+def _shared(parts: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    columns = zip(*parts, strict=False)
+    same = [column[0] for column in columns if len(set(column)) == 1]
+    return tuple(same)
+
+
+def _read_page(file: Path, images: Path, by_stem: Mapping[str, Path]) -> _Page:
+    text = read_text(file, "a Pascal VOC annotation")
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise DataError(f"{file}: declares entities, which no annotation needs. Remove the declaration.")
+    try:
+        root = ElementTree.fromstring(text.encode("utf-8"))
+    except (ElementTree.ParseError, ValueError) as error:
+        raise DataError(f"{file}: not valid XML ({error}). Is the file truncated?") from error
+    if root.tag != "annotation":
+        raise DataError(f"{file}: its root is <{root.tag[:40]}>, expected Pascal VOC's <annotation>.")
+    entries = root.findall("object")
+    objects = tuple(_object(file, entry) for entry in entries if entry.find("bndbox") is not None)
+    return _Page(file, _image_of(file, root, images, by_stem), _size(file, root), objects, len(entries) - len(objects))
+
+
+def _image_of(file: Path, root: ElementTree.Element, images: Path, by_stem: Mapping[str, Path]) -> Path:
+    """The image: named as the XML file, since the name inside is often stale; else as the name inside says."""
+    name = (root.findtext("filename") or "").strip()
+    plain = PureWindowsPath(PurePosixPath(name).name).name  # never a way out of the folder
+    stem = plain.rsplit(".", 1)[0]
+    found = by_stem.get(file.stem) or by_stem.get(stem) or by_stem.get(plain)
+    if found is None:
+        raise DataError(
+            f"{file}: its image is not in {images}: neither {file.stem}.jpg (or .png, ...) nor '{name[:80]}'."
+        )
+    return found
+
+
+def _size(file: Path, root: ElementTree.Element) -> tuple[int, int] | None:
+    texts = [root.findtext(f"size/{key}") for key in ("height", "width")]
+    if any(text is None or not text.strip() for text in texts):
+        return None
+    height, width = (_number(file, "size", str(text)) for text in texts)
+    if height % 1 or width % 1 or height < 0 or width < 0:
+        raise DataError(f"{file}: has the size {width:g} x {height:g}; expected whole pixels.")
+    return (int(height), int(width)) if height and width else None
+
+
+def _object(file: Path, entry: ElementTree.Element) -> _Object:
+    name = (entry.findtext("name") or "").strip()
+    if not name:
+        raise DataError(f"{file}: an object has no <name>.")
+    corners = []
+    for key in ("xmin", "ymin", "xmax", "ymax"):
+        text = entry.findtext(f"bndbox/{key}")
+        if text is None:
+            raise DataError(f"{file}: an object '{name[:40]}' has a <bndbox> without <{key}>.")
+        corners.append(_number(file, key, text))
+    left, top, right, bottom = corners
+    difficult = (entry.findtext("difficult") or "0").strip() not in ("0", "", "false", "Unspecified")
+    return _Object(name, (left, top, right - left, bottom - top), difficult)
+
+
+def _number(file: Path, what: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{file}: <{what}> is '{text.strip()[:40]}'; expected a number of pixels.")
+    return value

@@ -1,0 +1,53 @@
+"""Detection data of any format, told apart by what lies in the folder."""
+
+from pathlib import Path
+
+from qskd.data.formats.coco import CocoSource
+from qskd.data.formats.hub import HubSource
+from qskd.data.formats.layout import Source
+from qskd.data.formats.voc import VocSource
+from qskd.data.formats.yolo import YoloSource
+from qskd.errors import DataError
+
+FORMATS = ("auto", "coco", "yolo", "voc", "hf")
+
+_LAYOUTS = """\
+  COCO   annotations/instances_train.json with images/, or train/_annotations.coco.json beside the images
+  YOLO   data.yaml with train, val and names; images/ and labels/
+  VOC    Annotations/*.xml with JPEGImages/ and ImageSets/Main/, or train/*.xml beside the images
+  HF     a dataset written by save_to_disk, a folder that datasets.load_dataset reads, or a hub id"""
+
+
+def open_source(data: str | Path, format: str = "auto") -> Source:
+    """The data at a path, or with a name on the hub.
+
+    Args:
+        data: a folder, a YOLO ``data.yaml``, or the id of a Hugging Face dataset.
+        format: one of ``FORMATS``; "auto" looks at the folder, COCO first, then Hugging Face, YOLO and VOC.
+
+    Raises:
+        DataError: nothing there is in a known format, or not in that one; says what was looked for.
+    """
+    if format not in FORMATS:
+        raise DataError(f"There is no data format '{format}'. Give one of {', '.join(FORMATS)}.")
+    path = Path(data).expanduser()
+    if path.suffix.lower() == ".json" and path.is_file():
+        raise DataError(
+            f"{path} is an annotation file; its images could be anywhere. Give --train_annotations {path} with "
+            "--train_images DIR, or the folder that holds both as --data."
+        )
+    if not path.exists():
+        return _from_hub(str(data), path, format)
+    finders = {"coco": CocoSource.find, "hf": HubSource.find, "yolo": YoloSource.find, "voc": VocSource.find}
+    for name, find in finders.items():
+        if format in ("auto", name) and (found := find(path)):
+            return found
+    what = "no data of a known format" if format == "auto" else f"no {format} data"
+    raise DataError(f"{path} holds {what}. It may hold:\n{_LAYOUTS}")
+
+
+def _from_hub(name: str, path: Path, format: str) -> Source:
+    is_path = name.count("/") > 1 or name.startswith((".", "~", "/")) or "\\" in name
+    if is_path or format not in ("auto", "hf"):
+        raise DataError(f"{path} does not exist. Give a folder of detection data, or the id of a dataset on the hub.")
+    return HubSource.on_hub(name)
