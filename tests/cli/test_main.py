@@ -57,7 +57,7 @@ def test_bad_input_is_status_2_with_a_reason_and_no_traceback(capsys, tmp_path, 
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--model", "nowhere/at/all", "--data", "nowhere", "--output_dir", "run"]) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("qskd train: nowhere is not a folder")
+    assert captured.err.startswith("qskd train: 'nowhere' is no folder here")
     assert "Traceback" not in captured.err + captured.out
 
 

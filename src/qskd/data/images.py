@@ -15,7 +15,10 @@ from torch import Tensor
 from qskd.data.index import ImageRecord
 from qskd.errors import DataError
 
-_DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # grey, 16 bits a pixel; Pillow < 11 reads them as "I"
+DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # grey, 16 bits a pixel; Pillow < 11 reads them as "I"
+LARGEST_IMAGE = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
+"""Pixels; Pillow refuses larger images as decompression bombs."""
+
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what the last bytes of a whole file hold
 _TAIL = 1024  # bytes
 _READERS = 8  # files looked at together: network disks answer slowly, but many at a time
@@ -38,12 +41,12 @@ def read_pixels(path: Path, *, height: int, width: int, at_least: tuple[int, int
     Raises:
         DataError: the file is missing, damaged or not an image, or has another size than said.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         return _pixels(path, image, height, width, at_least)
 
 
 @contextmanager
-def _opened(path: Path, blob: Callable[[], bytes] | None = None) -> Iterator[Image.Image]:
+def opened(path: Path, blob: Callable[[], bytes] | None = None) -> Iterator[Image.Image]:
     """The image in a file, or in what ``blob`` returns; whatever goes wrong names the path."""
     with _told(path), Image.open(io.BytesIO(blob()) if blob is not None else path) as image:
         yield image
@@ -53,13 +56,13 @@ def _pixels(path: Path, image: Image.Image, height: int, width: int, at_least: t
     _check_size(path, image, height, width)
     if at_least is not None and image.format == "JPEG":
         _shrink(image, at_least)
-    pixels = np.array(_as_rgb(path, ImageOps.exif_transpose(image)))
+    pixels = np.array(as_rgb(path, ImageOps.exif_transpose(image)))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def read_image(record: ImageRecord, at_least: tuple[int, int] | None = None) -> Tensor:
     """The pixels of an image of an index; see ``read_pixels``."""
-    with _opened(record.path, record.blob) as image:
+    with opened(record.path, record.blob) as image:
         return _pixels(record.path, image, record.height, record.width, at_least)
 
 
@@ -73,6 +76,15 @@ def upright_sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
         return list(pool.map(_upright_size, paths))
 
 
+def upright_size_of_file(path: Path) -> tuple[int, int]:
+    """(height, width) in pixels of an image file as it stands upright.
+
+    Raises:
+        DataError: it is missing or no image.
+    """
+    return _upright_size(path)
+
+
 def upright_size_of(name: str, blob: bytes) -> tuple[int, int]:
     """(height, width) in pixels of an encoded image; ``name`` is for messages.
 
@@ -83,7 +95,7 @@ def upright_size_of(name: str, blob: bytes) -> tuple[int, int]:
 
 
 def _upright_size(path: Path, blob: Callable[[], bytes] | None = None) -> tuple[int, int]:
-    with _opened(path, blob) as image:
+    with opened(path, blob) as image:
         width, height = image.size[::-1] if _is_turned(image) else image.size
         return height, width
 
@@ -95,7 +107,7 @@ def check_image(record: ImageRecord) -> None:
         DataError: the file is missing, cut off, not an image, or of another size than said.
     """
     blob = record.blob() if record.blob is not None else None
-    with _opened(record.path, None if blob is None else lambda: blob) as image:
+    with opened(record.path, None if blob is None else lambda: blob) as image:
         _check_size(record.path, image, record.height, record.width)
         mark = _ENDS.get(str(image.format))
         if mark is not None and mark not in (_tail(record.path) if blob is None else blob[-_TAIL:]):
@@ -124,12 +136,13 @@ def _told(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: the image cannot be decoded ({error}). Replace the file.") from error
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """The EXIF tag that says how to turn an image upright, 1 to 8; 1 is upright."""
     return int(image.getexif().get(0x0112, 1))
 
 
 def _is_turned(image: Image.Image) -> bool:
-    return _orientation(image) in (5, 6, 7, 8)
+    return orientation(image) in (5, 6, 7, 8)
 
 
 def _check_size(path: Path, image: Image.Image, height: int, width: int) -> None:
@@ -152,14 +165,19 @@ def _check_size(path: Path, image: Image.Image, height: int, width: int) -> None
 
 def _shrink(image: Image.Image, at_least: tuple[int, int]) -> None:
     """Let the JPEG decoder leave out the finest frequencies; pixels keep their place, from the top left."""
-    if _orientation(image) == 1:  # turned images would keep theirs from another corner
+    if orientation(image) == 1:  # turned images would keep theirs from another corner
         image.draft(image.mode, at_least[::-1])
 
 
-def _as_rgb(path: Path, image: Image.Image) -> Image.Image:
+def as_rgb(path: Path, image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB; ``path`` is for messages.
+
+    Raises:
+        DataError: it holds floats, whose range nobody knows.
+    """
     if image.mode == "RGB":
         return image
-    if image.mode in _DEEP:
+    if image.mode in DEEP_MODES:
         grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode == "F":

@@ -1,0 +1,86 @@
+"""`qskd check`."""
+
+import json
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+
+from qskd.cli.parsing import show
+from qskd.data.formats.hub import BOX_FORMATS
+from qskd.data.sources import FORMATS
+from qskd.reporting.tables import number, text_table
+from qskd.runs.checking import Checked, check, lines, write_clean
+from qskd.runs.options import SourceOptions
+
+_CLASSES = 30  # shown on the console
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Look at a data set; the exit status says whether it is good."""
+    given = _parser().parse_args(list(arguments))
+    data = SourceOptions(data=given.data, data_format=given.data_format, box_format=given.box_format)
+    found = check(data, pixels=not given.no_pixels)
+    _show(found)
+    if given.json is not None:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(json.dumps(found.as_dict(), indent=2) + "\n", encoding="utf-8")
+    if given.fix is not None:
+        show(f"clean copy: {write_clean(found, given.fix)}")
+    return 0 if found.is_good else 1
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="qskd check",
+        description="Counts and checks a data set. Exit status: 0 good, 1 errors were found, 2 it cannot be read.",
+    )
+    parser.add_argument("data", metavar="DATA", help="Folder, data.yaml, or id of a Hugging Face dataset.")
+    parser.add_argument("--data_format", choices=FORMATS, default="auto", help="What it is in, if that is not clear.")
+    parser.add_argument("--box_format", choices=BOX_FORMATS, default="xywh", help="Boxes of a Hugging Face dataset.")
+    parser.add_argument("--no-pixels", "--no_pixels", action="store_true", help="Do not decode images: much faster.")
+    parser.add_argument("--fix", type=Path, metavar="OUT", help="Write a clean copy in COCO's form to this new folder.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="File to write everything to.")
+    return parser
+
+
+def _show(found: Checked) -> None:
+    show(f"{found.origin} ({found.format})")
+    for split in found.splits:
+        numbers = split.statistics
+        objects = numbers.objects_per_image
+        show("")
+        show(
+            f"{split.name}: {numbers.images} images ({numbers.empty_images} without objects), {numbers.boxes} boxes"
+            + (f", {numbers.crowds} crowds" if numbers.crowds else "")
+        )
+        show(
+            f"  objects an image: least {objects['least']:.0f}, median {objects['median']:g}, mean "
+            f"{objects['mean']:.1f}, most {objects['most']:.0f}"
+        )
+        show("  sizes: " + ", ".join(f"{count} {name}" for name, count in numbers.sizes.items()) + " (COCO's bins)")
+        shapes = list(numbers.image_sizes.items())
+        show(
+            "  images: "
+            + ", ".join(f"{count} of {size}" for size, count in shapes[:4])
+            + (", ..." if shapes[4:] else "")
+        )
+    show("")
+    show(_classes(found))
+    show("")
+    for line in lines(found):
+        show(line)
+    show("good" if found.is_good else "NOT GOOD: the errors above would stop or spoil a training; see --fix")
+
+
+def _classes(found: Checked) -> str:
+    names = list(dict.fromkeys(name for split in found.splits for name in split.statistics.classes))
+    rows = []
+    for name in names[:_CLASSES]:
+        row = [name]
+        for split in found.splits:
+            count = split.statistics.classes.get(name, 0)
+            row += [str(count), f"{number(100 * count / max(split.statistics.boxes, 1))}%"]
+        rows.append(row)
+    if len(names) > _CLASSES:
+        rows.append([f"... {len(names) - _CLASSES} more"] + [""] * (2 * len(found.splits)))
+    return text_table(["class", *(cell for split in found.splits for cell in (split.name, ""))], rows)

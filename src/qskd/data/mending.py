@@ -1,0 +1,300 @@
+"""COCO content taken apart entry by entry: everything that is wrong with it, and what is left when that is mended.
+
+``DetectionIndex.of`` stops at the first entry that makes no sense; here all of them are found.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qskd.data.findings import Finding, Severity
+from qskd.data.formats.coco_tables import SMALLEST_SIDE, WHERE
+from qskd.data.images import upright_size_of_file
+from qskd.data.index import ImageRecord
+from qskd.errors import DataError
+
+_SAME = 0.95  # intersection over union from which two boxes of one class are one object
+_SAME_SHAPE = 0.02  # relative difference of two aspect ratios that are one
+_HUGE = 1e9  # pixels
+_SCALE = "scale"  # key of an image: what its boxes are multiplied by
+_POSITION = "position"  # key of an image: its place in the file
+
+
+@dataclass(slots=True)
+class Mended:
+    """What is left of a split, in COCO's form, and what was found on the way."""
+
+    origin: Path
+    folder: Path
+    split: str
+    blobs: Callable[[int], bytes] | None = None  # the encoded image at a position, where images are no files
+    images: dict[int, dict[str, Any]] = field(default_factory=dict)  # by id
+    categories: dict[int, str] = field(default_factory=dict)
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    def note(self, severity: Severity, kind: str, where: str, what: str = "") -> None:
+        """Note one finding."""
+        self.findings.append(Finding(severity, kind, where, what, self.split))
+
+    def record(self, image: int) -> ImageRecord:
+        """Where the pixels of an image are."""
+        row = self.images[image]
+        blob = partial(self.blobs, row[_POSITION]) if self.blobs is not None else None
+        return ImageRecord(image, self.folder / row["file_name"], row["height"], row["width"], blob)
+
+    def drop_image(self, image: int) -> None:
+        """Leave an image out, with its annotations."""
+        del self.images[image]
+        self.annotations = [row for row in self.annotations if row["image_id"] != image]
+
+    def as_coco(self) -> dict[str, Any]:
+        """Content that ``DetectionIndex.of`` takes."""
+        categories = [{"id": key, "name": name} for key, name in sorted(self.categories.items())]
+        own = (_SCALE, _POSITION)
+        images = [{key: value for key, value in row.items() if key not in own} for row in self.images.values()]
+        rows = [{key: value for key, value in row.items() if key != WHERE} for row in self.annotations]
+        return {"images": images, "annotations": rows, "categories": categories}
+
+
+def mend(
+    origin: Path,
+    folder: Path,
+    split: str,
+    content: Mapping[str, Any],
+    blobs: Callable[[int], bytes] | None = None,
+) -> Mended:
+    """Check every category, image and annotation of COCO content.
+
+    Args:
+        origin: the annotation file, for messages.
+        folder: the folder of its images.
+        split: name of the split, for messages.
+        content: a COCO file's content, whatever it holds.
+        blobs: the encoded image at a position, where images are no files.
+    """
+    mended = Mended(origin, folder, split, blobs)
+    same_name = _mend_categories(mended, _rows(mended, content, "categories"))
+    same_image = _mend_images(mended, _rows(mended, content, "images"))
+    _mend_annotations(mended, _rows(mended, content, "annotations"), same_name, same_image)
+    _find_unused(mended, _rows(mended, content, "categories"))
+    return mended
+
+
+def _rows(mended: Mended, content: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    rows = content.get(key)
+    if not isinstance(rows, list):
+        if not any(one.kind == f"no list of {key}" for one in mended.findings):
+            mended.note("error", f"no list of {key}", str(mended.origin), f"'{key}' is {type(rows).__name__}")
+        return []
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def _whole(value: Any) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value % 1:
+        return None
+    return int(value) if abs(value) < 2**62 else None
+
+
+def _mend_categories(mended: Mended, rows: Sequence[dict[str, Any]]) -> dict[int, int]:
+    """Note the categories; returns the id that each id stands for, since names may repeat."""
+    stands_for: dict[int, int] = {}
+    by_name: dict[str, int] = {}
+    for at, row in enumerate(rows):
+        where, key, name = f"categories[{at}]", _whole(row.get("id")), row.get("name")
+        if key is None or not isinstance(name, str) or not name:
+            mended.note("error", "category without id or name", where, f"{row!r:.80}")
+        elif key in stands_for:
+            mended.note("error", "category id repeated", where, f"id {key}, '{name}'")
+        elif name in by_name:
+            mended.note("error", "category name repeated", where, f"'{name}' is id {by_name[name]} and {key}")
+            stands_for[key] = by_name[name]
+        else:
+            mended.categories[key] = name
+            stands_for[key] = by_name[name] = key
+    ids = sorted(mended.categories)
+    if ids and ids not in (list(range(len(ids))), list(range(1, len(ids) + 1))):
+        mended.note("note", "category ids with gaps", str(mended.origin), f"{ids[:12]}")
+    return stands_for
+
+
+def _find_unused(mended: Mended, rows: Sequence[dict[str, Any]]) -> None:
+    """Categories without annotations, among them roots that exporters put above all others; these are left out."""
+    used = {row["category_id"] for row in mended.annotations}
+    parents = {row.get("supercategory") for row in rows}
+    for key, name in sorted(mended.categories.items()):
+        if key in used:
+            continue
+        if name in parents and len(mended.categories) > 1:
+            mended.note("warning", "placeholder root category", str(mended.origin), f"id {key}, '{name}'")
+            del mended.categories[key]
+        else:
+            mended.note("note", "class without objects", str(mended.origin), f"'{name}'")
+
+
+def _mend_images(mended: Mended, rows: Sequence[dict[str, Any]]) -> dict[int, int]:
+    """Note the images; returns the id that each id stands for, since files may be listed twice."""
+    stands_for: dict[int, int] = {}
+    by_file: dict[str, int] = {}
+    for at, row in enumerate(rows):
+        key, name = _whole(row.get("id")), row.get("file_name")
+        where = f"image {name}" if isinstance(name, str) and name else f"images[{at}]"
+        if key is None or not isinstance(name, str) or not name:
+            mended.note("error", "image without id or file name", where, f"{row!r:.80}")
+        elif key in stands_for:
+            mended.note("error", "image id repeated", where, f"id {key}")
+        elif name in by_file:
+            mended.note("warning", "image file listed twice", where, f"ids {by_file[name]} and {key}")
+            stands_for[key] = by_file[name]
+        elif entry := _image(mended, where, name, row):
+            mended.images[key] = {"id": key, _POSITION: at} | entry
+            stands_for[key] = by_file[name] = key
+    return stands_for
+
+
+def _image(mended: Mended, where: str, name: str, row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """One image with its true size, or None where there is none."""
+    if mended.blobs is not None:
+        return {"file_name": name, "height": row["height"], "width": row["width"], _SCALE: (1.0, 1.0)}
+    if _leaves(name):
+        mended.note("error", "file name leaves the image folder", where)
+        return None
+    if "\0" in name or not (mended.folder / name).is_file():
+        mended.note("error", "image file missing", where, f"not in {mended.folder}")
+        return None
+    try:
+        height, width = upright_size_of_file(mended.folder / name)
+    except DataError as error:
+        mended.note("error", "image unreadable", where, str(error).removeprefix(f"{mended.folder / name}: "))
+        return None
+    scale = _scale(mended, where, (_whole(row.get("height")), _whole(row.get("width"))), (height, width))
+    return None if scale is None else {"file_name": name, "height": height, "width": width, _SCALE: scale}
+
+
+def _scale(
+    mended: Mended, where: str, said: tuple[int | None, int | None], true: tuple[int, int]
+) -> tuple[float, float] | None:
+    """What boxes are multiplied by, in x and y, to fit the image as it is; None where that cannot be known."""
+    if said == true:
+        return 1.0, 1.0
+    told = f"is {true[1]} x {true[0]} (width x height), said to be {said[1]} x {said[0]}"
+    height, width = said
+    if height is None or width is None or min(height, width) < 1:
+        mended.note("error", "image without a size", where, told)
+        return 1.0, 1.0
+    scale = (true[1] / width, true[0] / height)
+    if abs(scale[0] / scale[1] - 1) < _SAME_SHAPE:
+        mended.note("error", "image of another size than said", where, told)
+        return scale
+    mended.note("error", "image of another shape than said", where, told)
+    return None
+
+
+def _leaves(name: str) -> bool:
+    flavours = (PurePosixPath(name), PureWindowsPath(name))
+    return any(one.is_absolute() or one.drive or one.root or ".." in one.parts for one in flavours)
+
+
+def _mend_annotations(
+    mended: Mended, rows: Sequence[dict[str, Any]], same_name: Mapping[int, int], same_image: Mapping[int, int]
+) -> None:
+    seen = Counter(_whole(row.get("id")) for row in rows)
+    repeated = [key for key, count in seen.items() if key is not None and count > 1]
+    for key in repeated:
+        mended.note("error", "annotation id repeated", f"annotation id {key}", f"{seen[key]} times")
+    without = seen[None]
+    if without:
+        mended.note("error", "annotations without id", str(mended.origin), f"{without}")
+    by_image: dict[int, list[dict[str, Any]]] = {}
+    for at, row in enumerate(rows):
+        where = str(row.get(WHERE) or (f"annotation id {row['id']}" if "id" in row else f"annotations[{at}]"))
+        entry = _annotation(mended, where, row, same_name, same_image)
+        if entry is not None:
+            by_image.setdefault(entry["image_id"], []).append(entry | {WHERE: where})
+    for image in mended.images:
+        for entry in _without_duplicates(mended, by_image.get(image, [])):
+            mended.annotations.append(entry | {"id": len(mended.annotations) + 1})
+
+
+def _annotation(
+    mended: Mended, where: str, row: Mapping[str, Any], same_name: Mapping[int, int], same_image: Mapping[int, int]
+) -> dict[str, Any] | None:
+    """One annotation with its box inside its image, or None where it is of no use."""
+    image = same_image.get(_whole(row.get("image_id")) or 0) if _whole(row.get("image_id")) is not None else None
+    if image is None:
+        mended.note("error", "annotation of an unknown image", where, f"image_id {row.get('image_id')!r:.40}")
+        return None
+    key = _whole(row.get("category_id"))
+    category = same_name.get(key) if key is not None else None
+    if category is None:
+        mended.note("error", "annotation of an unknown category", where, f"category_id {row.get('category_id')!r:.40}")
+        return None
+    box = _box(mended, where, row.get("bbox"), mended.images[image])
+    if box is None:
+        return None
+    crowd = row.get("iscrowd") or 0
+    if crowd not in (0, 1):
+        mended.note("error", "iscrowd neither 0 nor 1", where, f"{crowd!r:.40}")
+        crowd = 0
+    area = row.get("area")
+    is_number = isinstance(area, int | float) and not isinstance(area, bool) and math.isfinite(area) and area > 0
+    entry = {"image_id": image, "category_id": category, "bbox": box, "iscrowd": int(crowd)}
+    return entry | {"area": area if is_number else box[2] * box[3]}
+
+
+def _box(mended: Mended, where: str, box: Any, image: Mapping[str, Any]) -> list[float] | None:
+    """Left, top, width, height inside the image, or None."""
+    name = f"{where} in {image['file_name']}"
+    numbers = isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)
+    if not numbers or not all(abs(value) < _HUGE for value in box):
+        mended.note("error", "box that is not four numbers", name, f"{box!r:.80}")
+        return None
+    if min(box[2:]) < SMALLEST_SIDE:
+        mended.note("warning", "degenerate box", name, f"{box}")
+        return None
+    scale, sides = image[_SCALE] * 2, (float(image["width"]), float(image["height"]))
+    box = [value * factor for value, factor in zip(box, scale, strict=True)]
+    low = [min(max(box[axis], 0.0), sides[axis]) for axis in range(2)]
+    high = [min(max(box[axis] + box[axis + 2], 0.0), sides[axis]) for axis in range(2)]
+    if min(high[0] - low[0], high[1] - low[1]) < SMALLEST_SIDE:
+        mended.note("warning", "box outside of its image", name, f"{box}")
+        return None
+    clipped = [low[0], low[1], high[0] - low[0], high[1] - low[1]]
+    if max(abs(new - old) for new, old in zip(clipped, box, strict=True)) > 1e-2:
+        mended.note("warning", "box beyond the border", name, f"{box}, image {image['width']} x {image['height']}")
+        return clipped
+    return [float(value) for value in box]
+
+
+def _without_duplicates(mended: Mended, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The boxes of an image without those that repeat another one of their class."""
+    if len(entries) < 2:
+        return list(entries)
+    boxes = np.array([entry["bbox"] for entry in entries])
+    labels = np.array([(entry["category_id"], entry["iscrowd"]) for entry in entries])
+    same = (_overlaps(boxes) >= _SAME) & (labels[:, None] == labels[None]).all(-1)
+    kept: list[dict[str, Any]] = []
+    for at, entry in enumerate(entries):
+        twins = np.flatnonzero(same[at, :at])
+        if len(twins):
+            name = mended.images[entry["image_id"]]["file_name"]
+            mended.note("warning", "duplicate box", f"{entry[WHERE]} in {name}", f"as {entries[int(twins[0])][WHERE]}")
+        else:
+            kept.append(entry)
+    return kept
+
+
+def _overlaps(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[N, N] intersection over union of left, top, width, height."""
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    inner = (np.minimum(high[:, None], high[None]) - np.maximum(low[:, None], low[None])).clip(min=0).prod(-1)
+    areas = boxes[:, 2:].prod(-1)
+    overlaps: NDArray[np.float64] = inner / (areas[:, None] + areas[None] - inner)
+    return overlaps

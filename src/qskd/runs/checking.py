@@ -1,0 +1,194 @@
+"""Looking at all of a data set before anything is trained on it; `qskd check`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qskd import __version__
+from qskd.data.findings import Finding, Group, grouped
+from qskd.data.formats.coco import CocoSource, image_folder, read_json
+from qskd.data.formats.layout import Source
+from qskd.data.image_facts import ImageFacts, alike, facts_of
+from qskd.data.index import ImageRecord
+from qskd.data.mending import Mended, mend
+from qskd.data.statistics import SplitStatistics, statistics_of
+from qskd.data.writing import claim_folder, convert_image, is_plain, place_image, write_annotations
+from qskd.errors import DataError
+from qskd.runs.building import open_data
+from qskd.runs.options import SourceOptions
+
+NEAR = 6  # of 128 bits: two images whose hashes differ in at most so many look alike
+
+
+@dataclass(slots=True)
+class CheckedSplit:
+    """One split, looked at."""
+
+    name: str
+    mended: Mended
+    statistics: SplitStatistics
+    records: dict[int, ImageRecord]  # by image id
+    facts: dict[int, ImageFacts]  # by image id; empty where pixels were not looked at
+
+
+@dataclass(slots=True)
+class Checked:
+    """All of a data set, looked at."""
+
+    origin: str
+    format: str
+    splits: list[CheckedSplit] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def groups(self) -> list[Group]:
+        """Findings by kind, errors first."""
+        return grouped(self.findings)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing was found that stops or spoils a training."""
+        return not any(one.severity == "error" for one in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "data": self.origin,
+            "format": self.format,
+            "qskd": __version__,
+            "good": self.is_good,
+            "splits": {split.name: split.statistics.as_dict() for split in self.splits},
+            "findings": [one.as_dict() for one in self.findings],
+        }
+
+
+def check(data: SourceOptions, *, pixels: bool = True) -> Checked:
+    """Look at every split, entry and image.
+
+    Args:
+        data: which data; only ``data``, ``data_format`` and ``box_format`` count.
+        pixels: decode every image, to find damaged, odd and repeated ones.
+
+    Raises:
+        ConfigError: no data was named.
+        DataError: nothing there is in a known format.
+    """
+    source = open_data(data)
+    found = Checked(source.origin, source.format)
+    for name in source.splits:
+        split = _check_split(source, name, found.findings, pixels)
+        if split is not None:
+            found.splits.append(split)
+    if "val" not in source.splits:
+        found.findings.append(Finding("warning", "no validation split", source.origin, "make one with `qskd split`"))
+    _compare_classes(found)
+    _find_repeated(found)
+    return found
+
+
+def _check_split(source: Source, name: str, findings: list[Finding], pixels: bool) -> CheckedSplit | None:
+    try:
+        mended = _mended(source, name)
+    except DataError as error:
+        findings.append(Finding("error", "split that cannot be read", source.origin, str(error), name))
+        return None
+    content = mended.as_coco()
+    records = {image: mended.record(image) for image in mended.images}
+    split = CheckedSplit(name, mended, statistics_of(content), records, {})
+    if pixels:
+        split.facts = dict(zip(records, facts_of(list(records.values())), strict=True))
+        _judge_images(split)
+    empty = split.statistics.empty_images
+    if empty:
+        mended.note("note", "images without objects", str(mended.origin), f"{empty} of {split.statistics.images}")
+    findings += mended.findings
+    return split
+
+
+def _mended(source: Source, name: str) -> Mended:
+    if isinstance(source, CocoSource):
+        file = source.files[name]
+        content = read_json(file)
+        return mend(file, image_folder(source.folder, file, name, content), name, content)
+    index = source.load(name)
+    mended = mend(Path(source.origin), index.images.folder, name, index.ground_truth(), index.images.blobs)
+    for line in index.problems.lines():
+        if "boxes" not in line:  # boxes are looked at here
+            mended.note("warning", "mended by the reader", source.origin, line)
+    return mended
+
+
+def _judge_images(split: CheckedSplit) -> None:
+    """Note what decoding found, and take damaged images out of the mended split."""
+    mended = split.mended
+    for image, facts in split.facts.items():
+        name = f"image {mended.images[image]['file_name']}"
+        if facts.is_bomb:
+            mended.note("error", "decompression bomb", name, facts.damage or f"{facts.size}")
+        elif facts.damage:
+            mended.note("error", "image damaged", name, facts.damage)
+        for kind in facts.kinds:
+            mended.note("note", f"{kind} image", name)
+        if facts.damage or facts.is_bomb:
+            mended.drop_image(image)
+
+
+def _compare_classes(found: Checked) -> None:
+    """Classes of another split that the training split has not."""
+    known = next((set(split.mended.categories.values()) for split in found.splits if split.name == "train"), None)
+    for split in found.splits if known is not None else ():
+        extra = sorted(set(split.mended.categories.values()) - known)
+        if extra:
+            what = ", ".join(extra)
+            kind = "classes that the training split has not"
+            found.findings.append(Finding("error", kind, split.name, what, split.name))
+
+
+def _find_repeated(found: Checked) -> None:
+    """Images that look alike in two splits: what was learnt is measured then."""
+    for at, first in enumerate(found.splits):
+        for second in found.splits[at + 1 :]:
+            ours, theirs = list(first.facts), list(second.facts)
+            hashes = [[split.facts[image].hash for image in ids] for split, ids in ((first, ours), (second, theirs))]
+            for mine, other, distance in alike(*hashes, NEAR):
+                names = [
+                    first.mended.images[ours[mine]]["file_name"],
+                    second.mended.images[theirs[other]]["file_name"],
+                ]
+                kind = "the same image in two splits" if distance == 0 else "images that look alike in two splits"
+                where = f"{first.name} {names[0]} and {second.name} {names[1]}"
+                found.findings.append(Finding("warning", kind, where, f"{distance} of 128 bits differ", second.name))
+
+
+def write_clean(found: Checked, folder: Path) -> Path:
+    """A clean copy in COCO's form: what could be mended is, what could not is left out.
+
+    Images are linked, or copied, or converted to upright RGB where they are anything else.
+
+    Raises:
+        ConfigError: the folder is there already and not empty.
+    """
+    claim_folder(folder)
+    for split in found.splits:
+        content = split.mended.as_coco()
+        for row in content["images"]:
+            target = folder / "images" / split.name / row["file_name"]
+            record = split.records[row["id"]]
+            if is_plain(record):
+                place_image(record, target)
+            else:
+                row["file_name"] = convert_image(record, target).relative_to(folder / "images" / split.name).as_posix()
+        write_annotations(folder, split.name, content)
+    return folder
+
+
+def lines(found: Checked, most: int = 5) -> Sequence[str]:
+    """Findings for the console, a few of each kind."""
+    shown = []
+    for group in found.groups:
+        shown.append(f"{group.severity}: {group.kind} ({len(group.findings)})")
+        shown += [f"  {one.line()}" for one in group.findings[:most]]
+        if len(group.findings) > most:
+            shown.append(f"  ... and {len(group.findings) - most} more (--json has them all)")
+    return shown
