@@ -50,6 +50,16 @@ class LabelMap:
             unmatched_teacher=tuple(name for key, name in sorted(_used(teacher_names).items()) if key not in matched),
         )
 
+    @classmethod
+    def of_model(cls, names: Mapping[int, str]) -> "LabelMap":
+        """A model's own classes in the order of its indices, without the rows that stand for none ("N/A").
+
+        Args:
+            names: class names by index, a model's ``id2label``. Two of them may be the same.
+        """
+        used = dict(sorted(_used(names).items()))
+        return cls(tuple(used.values()), tuple(used), tuple(used.values()), ())
+
     @property
     def known(self) -> tuple[bool, ...]:
         """Of every student class: whether the teacher has it."""

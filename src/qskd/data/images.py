@@ -19,6 +19,26 @@ DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # grey, 16 bits a pixel; 
 LARGEST_IMAGE = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 """Pixels; Pillow refuses larger images as decompression bombs."""
 
+IMAGE_SUFFIXES = frozenset(
+    {
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jp2",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    }
+)
+"""Endings, in small letters, of the names of files that are taken for images."""
+
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what the last bytes of a whole file hold
 _TAIL = 1024  # bytes
 _READERS = 8  # files looked at together: network disks answer slowly, but many at a time
@@ -56,8 +76,17 @@ def _pixels(path: Path, image: Image.Image, height: int, width: int, at_least: t
     _check_size(path, image, height, width)
     if at_least is not None and image.format == "JPEG":
         _shrink(image, at_least)
-    pixels = np.array(as_rgb(path, ImageOps.exif_transpose(image)))
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return _upright(path, image)
+
+
+def read_whatever_size(path: Path) -> Tensor:
+    """The upright pixels of an image file whose size nobody has said: [3, h, w] uint8, in full.
+
+    Raises:
+        DataError: the file is missing, damaged or not an image.
+    """
+    with opened(path) as image:
+        return _upright(path, image)
 
 
 def read_image(record: ImageRecord, at_least: tuple[int, int] | None = None) -> Tensor:
@@ -129,11 +158,16 @@ def _told(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"{path}: this image file has disappeared since the annotations were read.") from error
+        raise DataError(f"{path}: this image file has disappeared since it was listed.") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: not an image file that Pillow can read.") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: the image cannot be decoded ({error}). Replace the file.") from error
+
+
+def _upright(path: Path, image: Image.Image) -> Tensor:
+    pixels = np.array(as_rgb(path, ImageOps.exif_transpose(image)))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def orientation(image: Image.Image) -> int:
