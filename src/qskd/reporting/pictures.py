@@ -66,7 +66,8 @@ def draw_objects(image: Image.Image, objects: Objects, class_names: Sequence[str
     scales = (size[0] / image.width, size[1] / image.height)
     boxes = [_upright_scaled(box, scales) for box in objects.boxes]
     for label, box in zip(objects.labels, boxes, strict=True):
-        _outline(pen, box, class_colour(label), objects.is_sure)
+        # A thick one has dark edges, to be seen on any ground.
+        outline(pen, box, class_colour(label), line=3 if objects.is_sure else 2, edge=1 if objects.is_sure else 0)
     if len(boxes) <= _TAGGED:
         for position, (label, box) in enumerate(zip(objects.labels, boxes, strict=True)):
             name = class_names[label]
@@ -105,7 +106,7 @@ def detection_sheet(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]
     sheet = Image.new("RGB", (lefts[-1] + widths[-1] + gap, tops[-1] + heights[-1] + gap), "white")
     pen = ImageDraw.Draw(sheet)
     for column in columns:
-        text = _fitted(titles[column], widths[column], font)
+        text = fitted(titles[column], widths[column], font)
         pen.text((lefts[column] + widths[column] / 2, head / 2 + gap / 2), text, "black", font, anchor="mm")
     for row, top, height in zip(rows, tops, heights, strict=True):
         for column, image in enumerate(row):
@@ -134,29 +135,46 @@ def _upright_scaled(box: Box, scales: tuple[float, float]) -> Box:
     return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
 
 
-def _outline(pen: ImageDraw.ImageDraw, box: Box, colour: Colour, thick: bool) -> None:
-    """A coloured box; a thick one has dark edges, to be seen on any ground."""
+def outline(pen: ImageDraw.ImageDraw, box: Box, colour: Colour, *, line: int, edge: int) -> None:
+    """A coloured box; its line lies inside of it, ``line`` pixels thick, and a dark edge outside, 0 for none."""
     x0, y0, x1, y1 = box
-    if thick:
-        pen.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=(20, 20, 20), width=1)
-    pen.rectangle(box, outline=colour, width=3 if thick else 2)
+    if edge:
+        pen.rectangle((x0 - edge, y0 - edge, x1 + edge, y1 + edge), outline=(20, 20, 20), width=edge)
+    pen.rectangle(box, outline=colour, width=line)
 
 
 def _tag(pen: ImageDraw.ImageDraw, box: Box, text: str, colour: Colour, size: tuple[int, int]) -> None:
     """The name above the box, or inside where there is no room above; always within the image."""
     font = text_font(12)
-    text = _fitted(text, size[0] - 6, font)
-    left, top, right, bottom = pen.textbbox((0, 0), text, font)
-    width, height = right - left + 6, bottom - top + 4
+    text = fitted(text, size[0] - 6, font)
+    width, height = tag_size(text, font)
     x = min(max(box[0], 0), max(size[0] - width, 0))
     y = box[1] - height if box[1] >= height else box[1]
     y = min(max(y, 0), max(size[1] - height, 0))
+    paint_tag(pen, (x, y), text, colour, font)
+
+
+def tag_size(text: str, font: Any) -> tuple[float, float]:
+    """(width, height) in pixels of a text on its coloured ground."""
+    left, top, right, bottom = font.getbbox(text)
+    return right - left + 2 * _margin(font), bottom - top + 2 * round(font.size / 6)
+
+
+def paint_tag(pen: ImageDraw.ImageDraw, corner: tuple[float, float], text: str, colour: Colour, font: Any) -> None:
+    """A text on a coloured ground, ``corner`` its left and top, in black or white, whichever can be read."""
+    left, top, _, _ = font.getbbox(text)
+    (x, y), (width, height) = corner, tag_size(text, font)
     pen.rectangle((x, y, x + width, y + height), fill=colour)
     luma = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-    pen.text((x + 3 - left, y + 2 - top), text, "black" if luma > 120 else "white", font)
+    ink = "black" if luma > 120 else "white"
+    pen.text((x + _margin(font) - left, y + round(font.size / 6) - top), text, ink, font)
 
 
-def _fitted(text: str, width: float, font: Any) -> str:
+def _margin(font: Any) -> int:
+    return round(font.size / 4)
+
+
+def fitted(text: str, width: float, font: Any) -> str:
     """The text on one line, cut with an ellipsis if it is wider than so many pixels."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
