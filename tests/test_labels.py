@@ -21,6 +21,12 @@ def test_names_are_compared_without_case_and_separators(name, expected):
     assert normalise(name) == expected
 
 
+def test_a_models_own_classes_are_its_used_rows_in_order():
+    own = LabelMap.of_model({2: "cat", 0: "N/A", 1: "dog", 5: "", 4: "Cat"})
+    assert own.student_names == own.teacher_names == ("dog", "cat", "Cat")
+    assert own.teacher_index == (1, 2, 4)
+
+
 def test_classes_are_matched_by_name_and_not_by_index():
     coco = {0: "N/A", 1: "person", 2: "bicycle", 10: "traffic light", 11: "N/A"}
 

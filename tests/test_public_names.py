@@ -16,6 +16,7 @@ def test_public_names_are_sorted_and_complete():
         "distill",
         "evaluate",
         "load_model",
+        "predict",
         "train",
     }
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qskd.data.images import check_image, read_pixels
+from qskd.data.images import check_image, read_pixels, read_whatever_size
 from qskd.data.index import ImageRecord
 from qskd.errors import DataError
 
@@ -104,6 +104,14 @@ def test_images_stand_upright(tmp_path: Path, orientation: int) -> None:
     seen = save_turned(tmp_path / "a.png", orientation)
     read = read_pixels(tmp_path / "a.png", height=seen.shape[0], width=seen.shape[1])
     np.testing.assert_array_equal(read.permute(1, 2, 0).numpy(), seen)
+    assert torch.equal(read_whatever_size(tmp_path / "a.png"), read)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_image_is_named_whatever_its_size(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.png: not an image file"):
+        read_whatever_size(tmp_path / "a.png")
 
 
 def test_a_size_from_before_turning_is_refused_with_a_remedy(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ COMMANDS: dict[str, str] = {
     "train": "train a detector plainly: a teacher, or a baseline",
     "distill": "train a student under a teacher (QSKD)",
     "eval": "COCO metrics of a model on a split",
+    "predict": "boxes on images and videos, drawn and as COCO results",
     "check": "look at a data set: counts, problems, a clean copy",
     "compare": "runs side by side: report.html, report.md, report.json",
     "demo": "the whole job on drawn scenes, in a few minutes",

@@ -4,11 +4,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from qskd.errors import ConfigError
-from qskd.runs import distilling, evaluating, training
+from qskd.runs import distilling, evaluating, predicting, training
 from qskd.runs.options import DataOptions, MethodOptions, ModelOptions, PairOptions, SourceOptions
+from qskd.runs.predicting import Predicted, PredictOptions
 from qskd.runs.training import RunResult
 from qskd.trainer import DistillationConfig
 
@@ -50,6 +52,30 @@ def evaluate(split: str = "val", batch_size: int = 8, **options: Any) -> dict[st
     """COCO metrics of a model on a split, as `qskd eval` does: a dictionary with AP, AP50, ..., ``per_class``."""
     model, data = _split(options, (ModelOptions, SourceOptions))
     return evaluating.evaluate(model, data, split=split, batch_size=batch_size)
+
+
+def predict(
+    model: str | os.PathLike[str], inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], **options: Any
+) -> Predicted:
+    """Boxes on images and videos, drawn and as COCO results, as `qskd predict` makes them.
+
+    Args:
+        model: hub id, folder, or the folder of a run.
+        inputs: images, videos, folders of them; one or several.
+        options: the command's flags without dashes: ``output_dir``, ``threshold``, ``top``, ``classes``,
+            ``batch_size``, ``image_size``, ``max_image_size``, ``box_frame``, ``device``, ``pictures``,
+            ``trust_remote_code``.
+
+    Raises:
+        ConfigError: options that cannot be, or nothing to look at.
+        QskdError: no usable model. A file that cannot be read is no error, but among the result's ``failures``.
+
+    Example:
+        >>> found = qskd.predict("runs/qskd", "photos", threshold=0.5)  # doctest: +SKIP
+    """
+    (settings,) = _split(options, (PredictOptions,))
+    given = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
+    return predicting.predict(os.fspath(model), [Path(one) for one in given], settings)
 
 
 def _split(options: dict[str, Any], kinds: Sequence[type]) -> list[Any]:
