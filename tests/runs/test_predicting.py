@@ -17,7 +17,7 @@ import qskd
 from builders_runs import NAMES
 from builders_videos import write_video
 from qskd.data.batch import collate
-from qskd.data.formats.coco import find_split, load_coco
+from qskd.data.formats.coco import load_coco
 from qskd.data.images import read_whatever_size
 from qskd.data.transforms import ImageSize
 from qskd.errors import CheckpointError, ConfigError, DataError, LabelMapError
@@ -46,7 +46,7 @@ def everything(scenes, tmp_path_factory):
 def test_the_boxes_score_what_eval_says(scenes, everything):
     """pycocotools on the file, with the ids of the data, against `qskd eval`."""
     rows, info = read(everything)
-    annotations, _ = find_split(scenes, "val")
+    annotations = scenes / "annotations" / "instances_val.json"
     truth = COCO(str(annotations))
     image_ids = {Path(image["file_name"]).name: image["id"] for image in truth.dataset["images"]}
     category_ids = {category["name"]: category["id"] for category in truth.dataset["categories"]}

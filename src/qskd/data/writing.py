@@ -70,5 +70,6 @@ def convert_image(record: ImageRecord, target: Path) -> Path:
         plain = as_rgb(record.path, ImageOps.exif_transpose(image))
         plain = Image.fromarray(np.asarray(plain))  # without metadata
     target = target if is_jpeg else target.with_name(f"{target.name}.png")
-    plain.save(target, **({"quality": _QUALITY, "subsampling": 0} if is_jpeg else {}))
+    options: dict[str, Any] = {"quality": _QUALITY, "subsampling": 0} if is_jpeg else {}
+    plain.save(target, **options)
     return target

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def _mended(source: Source, name: str) -> Mended:
     index = source.load(name)
     mended = mend(Path(source.origin), index.images.folder, name, index.ground_truth(), index.images.blobs)
     for line in index.problems.lines():
-        if "boxes" not in line:  # boxes are looked at here
+        if "clipped" not in line:  # that is looked at here
             mended.note("warning", "mended by the reader", source.origin, line)
     return mended
 
@@ -136,29 +137,28 @@ def _judge_images(split: CheckedSplit) -> None:
 
 def _compare_classes(found: Checked) -> None:
     """Classes of another split that the training split has not."""
-    known = next((set(split.mended.categories.values()) for split in found.splits if split.name == "train"), None)
-    for split in found.splits if known is not None else ():
-        extra = sorted(set(split.mended.categories.values()) - known)
+    training = [split for split in found.splits if split.name == "train"]
+    for split in found.splits if training else ():
+        extra = set(split.mended.categories.values()) - set(training[0].mended.categories.values())
         if extra:
-            what = ", ".join(extra)
             kind = "classes that the training split has not"
-            found.findings.append(Finding("error", kind, split.name, what, split.name))
+            found.findings.append(Finding("error", kind, split.name, ", ".join(sorted(extra)), split.name))
 
 
 def _find_repeated(found: Checked) -> None:
     """Images that look alike in two splits: what was learnt is measured then."""
-    for at, first in enumerate(found.splits):
-        for second in found.splits[at + 1 :]:
-            ours, theirs = list(first.facts), list(second.facts)
-            hashes = [[split.facts[image].hash for image in ids] for split, ids in ((first, ours), (second, theirs))]
-            for mine, other, distance in alike(*hashes, NEAR):
-                names = [
-                    first.mended.images[ours[mine]]["file_name"],
-                    second.mended.images[theirs[other]]["file_name"],
-                ]
-                kind = "the same image in two splits" if distance == 0 else "images that look alike in two splits"
-                where = f"{first.name} {names[0]} and {second.name} {names[1]}"
-                found.findings.append(Finding("warning", kind, where, f"{distance} of 128 bits differ", second.name))
+    for first, second in combinations(found.splits, 2):
+        ours, theirs = list(first.facts), list(second.facts)
+        pairs = alike(_hashes(first), _hashes(second), NEAR)
+        for mine, other, distance in pairs:
+            kind = "the same image in two splits" if distance == 0 else "images that look alike in two splits"
+            names = (first.records[ours[mine]].path.name, second.records[theirs[other]].path.name)
+            where = f"{first.name} {names[0]} and {second.name} {names[1]}"
+            found.findings.append(Finding("warning", kind, where, f"{distance} of 128 bits differ", second.name))
+
+
+def _hashes(split: CheckedSplit) -> list[bytes]:
+    return [facts.hash for facts in split.facts.values()]
 
 
 def write_clean(found: Checked, folder: Path) -> Path:

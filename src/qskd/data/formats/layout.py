@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from qskd.data.formats.coco_tables import WHERE, Problems
+from qskd.data.images import IMAGE_SUFFIXES
 from qskd.data.index import DetectionIndex
 from qskd.errors import DataError
 
@@ -15,8 +16,6 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "test": ("test", "testing", "test2017"),
 }
 """What folders and keys of a split are called elsewhere."""
-
-IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 
 class Source(Protocol):
