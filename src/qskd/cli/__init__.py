@@ -13,6 +13,7 @@ COMMANDS: dict[str, str] = {
     "eval": "COCO metrics of a model on a split",
     "predict": "boxes on images and videos, drawn and as COCO results",
     "check": "look at a data set: counts, problems, a clean copy",
+    "split": "divide a data set into train, val and test",
     "compare": "runs side by side: report.html, report.md, report.json",
     "demo": "the whole job on drawn scenes, in a few minutes",
     "models": "families and published checkpoints; students for a teacher",

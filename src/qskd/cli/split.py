@@ -1,0 +1,44 @@
+"""`qskd split`."""
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+
+from qskd.cli.parsing import show
+from qskd.data.formats.hub import BOX_FORMATS
+from qskd.data.sources import FORMATS
+from qskd.reporting.tables import text_table
+from qskd.runs.options import SourceOptions
+from qskd.runs.splitting import split
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Divide a data set into splits."""
+    given = _parser().parse_args(list(arguments))
+    shares = {"train": 1 - given.val - given.test, "val": given.val} | ({"test": given.test} if given.test else {})
+    data = SourceOptions(data=given.data, data_format=given.data_format, box_format=given.box_format)
+    made = split(data, given.output_dir, shares, source_split=given.split, seed=given.seed)
+    names = list(next(iter(made.values())).classes)
+    rows = [["images", *(str(part.images) for part in made.values())]]
+    rows += [["boxes", *(str(part.boxes) for part in made.values())]]
+    rows += [[name, *(str(part.classes[name]) for part in made.values())] for name in names]
+    show(text_table(["", *made], rows))
+    show(f"written to {given.output_dir}: give it as --data")
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="qskd split",
+        description="Divides a data set into train, val and test: the same way each time, every class in every split, "
+        "images that look alike in one of them.",
+    )
+    parser.add_argument("data", metavar="DATA", help="Folder, data.yaml, or id of a Hugging Face dataset.")
+    parser.add_argument("--output_dir", type=Path, required=True, help="A new folder for the divided data.")
+    parser.add_argument("--val", type=float, default=0.2, help="Share of the images for validation (0.2).")
+    parser.add_argument("--test", type=float, default=0.0, help="Share of the images for a test split (0).")
+    parser.add_argument("--split", default="train", help="Which split of the data to divide (train).")
+    parser.add_argument("--seed", type=int, default=0, help="Another seed gives another division (0).")
+    parser.add_argument("--data_format", choices=FORMATS, default="auto", help="What it is in, if that is not clear.")
+    parser.add_argument("--box_format", choices=BOX_FORMATS, default="xywh", help="Boxes of a Hugging Face dataset.")
+    return parser

@@ -1,0 +1,67 @@
+"""Making splits where there are none, or others than there are; `qskd split`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qskd.data.image_facts import facts_of
+from qskd.data.index import DetectionIndex
+from qskd.data.splitting import divide, look_alikes
+from qskd.data.writing import claim_folder, place_image, write_annotations
+from qskd.errors import ConfigError
+from qskd.runs.building import open_data
+from qskd.runs.checking import NEAR
+from qskd.runs.options import SourceOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Divided:
+    """What a new split holds."""
+
+    images: int
+    boxes: int
+    classes: dict[str, int]  # objects of each class
+
+
+def split(
+    data: SourceOptions, folder: Path, shares: Mapping[str, float], *, source_split: str = "train", seed: int = 0
+) -> dict[str, Divided]:
+    """Divide one split of a data set into several, written in COCO's form; images are linked where the disk allows it.
+
+    Args:
+        data: which data; only ``data``, ``data_format`` and ``box_format`` count.
+        folder: a new folder.
+        shares: of the images, for each new split; they add up to 1.
+        source_split: which split to divide.
+        seed: another one gives another division.
+
+    Raises:
+        ConfigError: the folder is there already, or the shares make no sense.
+        DataError: the data cannot be used.
+    """
+    index = open_data(data).load(source_split)
+    hashes = [facts.hash for facts in facts_of(list(index.images))]
+    labels = [index.labels(position).tolist() for position in range(len(index))]
+    names = [f"{name}|{image}" for name, image in zip(index.images.file_names, index.images.ids.tolist(), strict=True)]
+    chosen = divide(names, labels, shares, seed=seed, groups=look_alikes(hashes, NEAR))
+    empty = [name for name in shares if name not in chosen]
+    if empty:
+        raise ConfigError(f"The split '{empty[0]}' would hold no image; give it a larger share, or divide more images.")
+    claim_folder(folder)
+    return {name: _write(index, folder, name, [one == name for one in chosen]) for name in shares}
+
+
+def _write(index: DetectionIndex, folder: Path, name: str, belongs: list[bool]) -> Divided:
+    content = index.ground_truth()
+    images = [row for row, mine in zip(content["images"], belongs, strict=True) if mine]
+    ids = {row["id"] for row in images}
+    annotations = [row for row in content["annotations"] if row["image_id"] in ids]
+    for record, row, mine in zip(index.images, content["images"], belongs, strict=True):
+        if mine:
+            place_image(record, folder / "images" / name / row["file_name"])
+    write_annotations(folder, name, content | {"images": images, "annotations": annotations})
+    by_id = {row["id"]: row["name"] for row in content["categories"]}
+    classes = dict.fromkeys(by_id.values(), 0)
+    for row in annotations:
+        classes[by_id[row["category_id"]]] += 1
+    return Divided(len(images), len(annotations), classes)
