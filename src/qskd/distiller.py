@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torchvision.ops import batched_nms, box_convert
 
 from qskd.data.batch import Batch, Targets
 from qskd.labels import LabelMap
@@ -18,8 +19,12 @@ from qskd.losses.set_prediction import SetPredictionLoss
 from qskd.losses.term import Lesson, Prepared, StudentAnswer, Term
 from qskd.models.adapter import DetrAdapter, Need, Reading
 from qskd.models.relabel import to_student_classes
+from qskd.models.view import DetrView
 from qskd.selection.assignment import match_to_targets
 from qskd.selection.groups import GroupQuerySelection, matched_object
+
+_SAME = 0.7  # intersection over union from which two detections of one class are the same object
+_LEAST_SIDE = 1e-3  # of the image; a detection with a shorter side holds nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,15 @@ class Teaching:
     student_extent: Tensor | None = None  # [B, 2] see ``StudentAnswer.extent``
 
 
+@dataclass(frozen=True, slots=True)
+class Unlabeled:
+    """A micro-batch of images without annotations, in which the teacher's detections stand in for objects."""
+
+    batch: Batch  # its targets are all confident detections: what distillation looks at
+    detected: Batch | None  # the same images for the student's detection loss; None leaves that loss out
+    teaching: Teaching
+
+
 class TeacherSide:
     """A frozen teacher that turns batches into lessons. Not a module: nothing of it is trained or saved.
 
@@ -103,8 +117,29 @@ class TeacherSide:
     @torch.no_grad()
     def teach(self, batch: Batch) -> Teaching:
         """The teacher's view, groups and every term's preparation for one micro-batch."""
+        return self._teaching(self._view(batch), batch)
+
+    @torch.no_grad()
+    def label(self, batch: Batch, threshold: float, *, sample: bool) -> Unlabeled:
+        """The same for images without annotations: the teacher's confident detections stand in for the objects.
+
+        Args:
+            batch: its targets are not looked at.
+            threshold: of scores, in (0, 1); less sure detections are no objects.
+            sample: let each detection take part in the student's detection loss with a probability that is its score,
+                so that its expected loss is that of a label as soft as the teacher is sure; else leave that loss out.
+        """
+        view = self._view(batch)
+        targets, scores = confident(view, threshold)
+        labelled = replace(batch, targets=targets)
+        drawn = replace(batch, targets=_drawn(targets, scores)) if sample else None
+        return Unlabeled(labelled, drawn, self._teaching(view, labelled))
+
+    def _view(self, batch: Batch) -> DetrView:
         reading = self.adapter.read(batch.for_teacher(), capture_attention=self._needs_attention)
-        view = to_student_classes(reading.view, self.label_map)
+        return to_student_classes(reading.view, self.label_map)
+
+    def _teaching(self, view: DetrView, batch: Batch) -> Teaching:
         known = torch.tensor(self.label_map.known, device=view.logits.device)
         targets, columns = _known_targets(batch.targets, known, all(self.label_map.known))
         groups = self.selection(view, targets, self.adapter.match_costs)
@@ -151,6 +186,7 @@ class Distiller(nn.Module):
         totals: StepTotals,
         teaching: Teaching | None = None,
         warmup: float = 1.0,
+        unlabeled: Unlabeled | None = None,
     ) -> dict[str, Tensor]:
         """Weighted loss parts of one micro-batch, and their sum under ``loss``.
 
@@ -159,6 +195,7 @@ class Distiller(nn.Module):
             totals: the normalisers of the whole optimiser step.
             teaching: the teacher's side; None trains the student plainly.
             warmup: factor in [0, 1] on all distillation terms.
+            unlabeled: images without annotations to learn from in the same step; their parts are added.
 
         Returns:
             Scalars by name; summed over a step's micro-batches (and averaged over processes) they give the step's
@@ -171,7 +208,23 @@ class Distiller(nn.Module):
             distilled = self._distillation(reading, match, teaching, totals, warmup)
             loss = loss + _sum(distilled)
             parts |= distilled
+        if unlabeled is not None:
+            more, extra = self._unlabeled(unlabeled, totals, warmup)
+            loss = loss + more
+            parts = extra | {name: part + extra[name] if name in extra else part for name, part in parts.items()}
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
+
+    def _unlabeled(self, given: Unlabeled, totals: StepTotals, warmup: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and parts of images whose objects are the teacher's detections."""
+        reading = self.adapter.read(given.detected or given.batch, with_loss=given.detected is not None)
+        match = match_to_targets(reading.view, given.batch.targets, self.adapter.match_costs)
+        parts = self._distillation(reading, match, given.teaching, totals, warmup)
+        loss = _sum(parts)
+        if given.detected is not None:
+            found = self._match(reading, given.detected.targets, needed=False)
+            more, extra = self._detection(reading, given.detected, found, totals)
+            loss, parts = loss + more, parts | extra
+        return loss, parts
 
     def totals(
         self, batches: Sequence[Batch], teachings: Sequence[Teaching | None], accelerator: Accelerator | None = None
@@ -235,6 +288,32 @@ class Distiller(nn.Module):
 
 def _sum(parts: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(list(parts.values())).sum()
+
+
+def confident(view: DetrView, threshold: float) -> tuple[Targets, list[Tensor]]:
+    """What the last layer is sure of, as objects, and how sure [N_i] it is of each, an image at a time.
+
+    Of detections of one class that overlap by more than ``_SAME``, the surest is kept. Boxes are cut at the border of
+    the image.
+    """
+    scores, labels = view.scores()[-1].max(-1)  # [B, Q]
+    corners = box_convert(view.boxes[-1].float(), "cxcywh", "xyxy").clamp(0.0, 1.0)  # [B, Q, 4]
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    for sure, label, box in zip(scores, labels, corners, strict=True):
+        keep = (sure >= threshold) & ((box[:, 2:] - box[:, :2]).amin(-1) > _LEAST_SIDE)
+        sure, label, box = sure[keep], label[keep], box[keep]
+        first = batched_nms(box, sure, label, _SAME)
+        found.append((label[first], box_convert(box[first], "xyxy", "cxcywh"), sure[first]))
+    targets = Targets.from_lists([label for label, _, _ in found], [box for _, box, _ in found])
+    return targets, [sure for _, _, sure in found]
+
+
+def _drawn(targets: Targets, scores: Sequence[Tensor]) -> Targets:
+    """Each object with the probability that is its score."""
+    chosen = [torch.rand_like(sure) < sure for sure in scores]
+    rows = range(len(targets.counts))
+    labels = [targets.labels[row, : len(chosen[row])][chosen[row]] for row in rows]
+    return Targets.from_lists(labels, [targets.boxes[row, : len(chosen[row])][chosen[row]] for row in rows])
 
 
 def _known_targets(targets: Targets, known: Tensor, all_known: bool) -> tuple[Targets, Tensor | None]:

@@ -16,6 +16,7 @@ from qskd.data.images import check_image
 from qskd.data.index import DetectionIndex
 from qskd.data.sources import open_source
 from qskd.data.transforms import Augmentation, ImageSize, build_transform
+from qskd.data.unlabeled import UnlabeledDataset, open_unlabeled
 from qskd.errors import ConfigError
 from qskd.models.adapter import DetrAdapter
 from qskd.models.loading import BoxFrame, load_model, new_model
@@ -200,18 +201,48 @@ def datasets(
     ``teacher_size`` adds the teacher's pixels to the training data where they are of another size.
     """
     own = teacher_size if teacher_size != size else None
-    largest = max(size.largest, own.largest if own else 0)
-    augment = Augmentation(
-        flip=options.flip, crop=options.crop, zoom_out=options.zoom_out, photometric=options.photometric
-    )
+    augment = _augmentation(options)
     train = DetectionDataset(
         splits.train,
         build_transform(size, train=True, augment=augment),
         seed,
-        decode_at_least=math.ceil(largest / (math.sqrt(augment.crop_area) if augment.crop else 1.0)),
+        decode_at_least=_decoded_side(size, own, augment),
         teacher_transform=build_transform(own, train=True, augment=augment) if own else None,
     )
     return train, evaluation_dataset(splits.val, size) if splits.val is not None else None
+
+
+def unlabeled_dataset(
+    folder: Path, splits: Splits, options: DataOptions, size: ImageSize, seed: int, teacher_size: ImageSize
+) -> UnlabeledDataset:
+    """Images without annotations, augmented as the training data is.
+
+    Raises:
+        DataError: there are none, or one of them cannot be read.
+    """
+    index = open_unlabeled(folder, splits.class_names)
+    check_images(index)
+    own = teacher_size if teacher_size != size else None
+    augment = _augmentation(options)
+    return UnlabeledDataset(
+        index,
+        build_transform(size, train=True, augment=augment),
+        seed,
+        decode_at_least=_decoded_side(size, own, augment),
+        teacher_transform=build_transform(own, train=True, augment=augment) if own else None,
+    )
+
+
+def _augmentation(options: DataOptions) -> Augmentation:
+    return Augmentation(
+        flip=options.flip, crop=options.crop, zoom_out=options.zoom_out, photometric=options.photometric
+    )
+
+
+def _decoded_side(size: ImageSize, own: ImageSize | None, augment: Augmentation) -> int:
+    """Pixels that a JPEG's sides must keep so that even the smallest crop is not enlarged."""
+    largest = max(size.largest, own.largest if own else 0)
+    return math.ceil(largest / (math.sqrt(augment.crop_area) if augment.crop else 1.0))
 
 
 def evaluation_dataset(index: DetectionIndex, size: ImageSize) -> DetectionDataset:

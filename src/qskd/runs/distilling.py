@@ -25,7 +25,7 @@ from qskd.runs.folder import RunFolder, changed_options
 from qskd.runs.options import DataOptions, MethodOptions, PairOptions
 from qskd.runs.starting import start_of, start_of_derived
 from qskd.runs.training import Job, RunResult, measured_cost, plain_size
-from qskd.trainer import DistillationConfig
+from qskd.trainer import DistillationConfig, UnlabeledImages
 
 
 def distill(pair: PairOptions, data: DataOptions, method: MethodOptions, config: DistillationConfig) -> RunResult:
@@ -34,6 +34,7 @@ def distill(pair: PairOptions, data: DataOptions, method: MethodOptions, config:
     Raises:
         QskdError: bad input, found before the first step; or a loss that was not finite.
     """
+    _check_unlabeled(pair)
     if pair.teacher is None:
         raise building.missing_option("--teacher", "a hub id or the folder of a trained detector")
     settings = method.settings()
@@ -52,9 +53,16 @@ def distill(pair: PairOptions, data: DataOptions, method: MethodOptions, config:
     size, teacher_size = building.choose_sizes(data, pair, student, teacher)
     options = changed_options(pair, data, method, config)
     distillation = Distillation(
-        folder, splits, size, student, config, data, options, began, teacher, label_map, settings, teacher_size
+        folder, splits, size, student, config, data, options, began, teacher, label_map, settings, teacher_size, pair
     )
     return distillation.start(resume, notes, check=method.preflight and resume is None, method=method.method)
+
+
+def _check_unlabeled(pair: PairOptions) -> None:
+    if not 0 < pair.unlabeled_threshold < 1:
+        raise ConfigError(f"--unlabeled_threshold is {pair.unlabeled_threshold}; give a score between 0 and 1.")
+    if pair.unlabeled_batch_size is not None and pair.unlabeled_batch_size < 1:
+        raise ConfigError(f"--unlabeled_batch_size is {pair.unlabeled_batch_size}; give at least 1.")
 
 
 def make_student(
@@ -100,6 +108,23 @@ class Distillation(Job):
     label_map: LabelMap
     settings: MethodSettings
     teacher_size: ImageSize  # what the teacher's images are resized to
+    pair: PairOptions
+
+    def unlabeled(self) -> UnlabeledImages | None:
+        """Images without annotations, if some were given.
+
+        Raises:
+            DataError: they cannot be used.
+        """
+        if self.pair.unlabeled is None:
+            return None
+        folder = Path(self.pair.unlabeled).expanduser()
+        dataset = building.unlabeled_dataset(
+            folder, self.splits, self.data, self.size, self.config.seed, self.teacher_size
+        )
+        batch = self.pair.unlabeled_batch_size or self.config.per_device_train_batch_size
+        sampled = self.pair.unlabeled_detection == "sampled"
+        return UnlabeledImages(dataset, batch, self.pair.unlabeled_threshold, sampled)
 
     def datasets(self) -> tuple[DetectionDataset, DetectionDataset | None]:
         """Training and validation data; training images at the teacher's own size too, if it has one."""
@@ -109,6 +134,10 @@ class Distillation(Job):
         """Build terms, check, train."""
         fingerprint = weights_fingerprint(self.teacher.model)
         facts = {"teacher": fingerprint, "teacher image size": plain_size(self.teacher_size), "method": method}
+        unlabeled = self.unlabeled()
+        if unlabeled is not None:
+            facts["unlabelled images"] = unlabeled.dataset.index.fingerprint()[:12]
+            facts["unlabelled learning"] = [unlabeled.batch_size, unlabeled.threshold, unlabeled.detection]
         identity = self.identity(resume, **facts, **options_of(self.settings))
         self.folder.save_json("label_map.json", self.label_map.as_dict())
         self.tell(*notes)

@@ -26,6 +26,7 @@ _PATHS = frozenset(  # options that may name files or folders here
         "train_annotations",
         "train_images",
         "val_annotations",
+        "unlabeled",
         "val_images",
     ]
 )

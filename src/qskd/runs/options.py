@@ -126,6 +126,22 @@ class PairOptions:
         metadata={"help": "Start a derived student from the teacher's weights where shapes agree."},
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that a hub repository brings."})
+    unlabeled: str | None = field(
+        default=None, metadata={"help": "Folder of images without annotations to distil on too."}
+    )
+    unlabeled_batch_size: int | None = field(
+        default=None, metadata={"help": "Unlabelled images beside each labelled batch. Default: as many as labelled."}
+    )
+    unlabeled_threshold: float = field(
+        default=0.5, metadata={"help": "Detections of the teacher from this score on stand in for objects there."}
+    )
+    unlabeled_detection: Literal["off", "sampled"] = field(
+        default="off",
+        metadata={
+            "help": "The student's detection loss on unlabelled images: off, or each detection of the teacher with a "
+            "probability that is its score."
+        },
+    )
 
 
 def _method_flags() -> list[tuple[str, Any, Any]]:

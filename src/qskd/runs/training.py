@@ -22,7 +22,7 @@ from qskd.runs.evaluating import evaluate_adapter
 from qskd.runs.folder import RunFolder, changed_options, environment
 from qskd.runs.options import DataOptions, ModelOptions
 from qskd.runs.starting import start_of
-from qskd.trainer import DistillationConfig, DistillationTrainer, checkpoints
+from qskd.trainer import DistillationConfig, DistillationTrainer, UnlabeledImages, checkpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,12 @@ class Job:
             teacher=teacher,
             identity=identity,
             save_student=lambda adapter, path: _save(adapter, path, self.size),
+            unlabeled=self.unlabeled(),
         )
+
+    def unlabeled(self) -> UnlabeledImages | None:
+        """Images without annotations to learn from too; none here."""
+        return None
 
     def identity(self, resume: Path | None, **more: Any) -> dict[str, Any]:
         """What a resumed run must share with the one that was interrupted; ``more`` comes first.

@@ -1,6 +1,6 @@
 """Training and distillation on ``transformers.Trainer``."""
 
 from qskd.trainer.config import DistillationConfig
-from qskd.trainer.trainer import DistillationTrainer
+from qskd.trainer.trainer import DistillationTrainer, UnlabeledImages
 
-__all__ = ["DistillationConfig", "DistillationTrainer"]
+__all__ = ["DistillationConfig", "DistillationTrainer", "UnlabeledImages"]

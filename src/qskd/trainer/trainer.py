@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from transformers.trainer_utils import TrainOutput
 
 from qskd.data.batch import Batch, collate
 from qskd.data.dataset import DetectionDataset
-from qskd.distiller import Distiller, StepTotals, TeacherSide, Teaching
+from qskd.data.unlabeled import UnlabeledDataset, unlabeled_batches
+from qskd.distiller import Distiller, StepTotals, TeacherSide, Teaching, Unlabeled
 from qskd.errors import NonFiniteLoss
 from qskd.evaluation.coco_map import CocoEvaluator
 from qskd.evaluation.streaming import evaluate_detector
@@ -34,6 +35,17 @@ class StepInput:
     batch: Batch
     teaching: Teaching | None
     totals: StepTotals
+    unlabeled: Unlabeled | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UnlabeledImages:
+    """Images without annotations that are learnt from beside the others, as many batches."""
+
+    dataset: UnlabeledDataset
+    batch_size: int
+    threshold: float  # of the teacher's scores; less sure detections are no objects
+    detection: bool  # whether the student's detection loss sees them, see ``TeacherSide.label``
 
 
 class DistillationTrainer(Trainer):
@@ -47,6 +59,7 @@ class DistillationTrainer(Trainer):
         teacher: the frozen teacher's side; None trains plainly.
         identity: what must not change when the run is resumed (teacher's fingerprint, classes, method).
         save_student: writes an adapter's model as a plain ``from_pretrained`` folder.
+        unlabeled: images without annotations to learn from too; only with a teacher.
     """
 
     optimizer: Any
@@ -62,6 +75,7 @@ class DistillationTrainer(Trainer):
         teacher: TeacherSide | None = None,
         identity: dict[str, Any] | None = None,
         save_student: Callable[[DetrAdapter, Path], None] | None = None,
+        unlabeled: UnlabeledImages | None = None,
     ) -> None:
         if eval_dataset is None:
             args.eval_strategy = type(args.eval_strategy)("no")
@@ -81,6 +95,8 @@ class DistillationTrainer(Trainer):
             teacher.adapter.model.to(self.args.device)
         self.identity = identity or {}
         self.save_student = save_student
+        self.unlabeled = unlabeled
+        self._unlabeled_stream: Iterator[Batch] | None = None
         self.run_folder = Path(args.output_dir)
         self.average = ModelAverage(distiller.student, args.ema_decay) if args.ema_decay > 0 else None
         self._part_sums: dict[str, Tensor] = {}
@@ -120,10 +136,35 @@ class DistillationTrainer(Trainer):
         batches = [batch.to(device, non_blocking=True) for batch in batches]
         with self.accelerator.autocast():
             teachings = [self.teacher.teach(batch) if self.teacher else None for batch in batches]
-        totals = self.distiller.totals(batches, teachings, self.accelerator)
-        inputs = [StepInput(*pair, totals) for pair in zip(batches, teachings, strict=True)]
+            unlabeled = self._label(device, len(batches))
+        learnt = [*batches, *(one.detected for one in unlabeled if one is not None and one.detected is not None)]
+        taught = [*teachings, *(one.teaching for one in unlabeled if one is not None)]
+        totals = self.distiller.totals(learnt, taught, self.accelerator)
+        inputs = [
+            StepInput(batch, teaching, totals, more)
+            for batch, teaching, more in zip(batches, teachings, unlabeled, strict=True)
+        ]
         self._steps_in_sums += 1
         return inputs, 1
+
+    def _label(self, device: torch.device, count: int) -> Sequence[Unlabeled | None]:
+        """As many micro-batches without annotations, labelled by the teacher; Nones where there are no such images."""
+        if self.unlabeled is None or self.teacher is None:
+            return [None] * count
+        steps = self.args.gradient_accumulation_steps
+        if self._unlabeled_stream is None:
+            self._unlabeled_stream = unlabeled_batches(
+                self.unlabeled.dataset,
+                self.unlabeled.batch_size,
+                rank=self.args.process_index,
+                world=self.args.world_size,
+                past=self.state.global_step * steps,
+                workers=self.args.dataloader_num_workers,
+            )
+        # As many each step, also where an epoch ends early: a resumed run must find its place.
+        batches = [next(self._unlabeled_stream).to(device, non_blocking=True) for _ in range(steps)]
+        given = self.unlabeled
+        return [self.teacher.label(batch, given.threshold, sample=given.detection) for batch in batches[:count]]
 
     def _prepare_inputs(self, inputs: StepInput) -> StepInput:
         """Nothing to do: ``get_batch_samples`` has moved everything already."""
@@ -137,7 +178,7 @@ class DistillationTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """One forward through the wrapped distiller."""
-        parts = model(inputs.batch, inputs.totals, inputs.teaching, warmup=self._warmup())
+        parts = model(inputs.batch, inputs.totals, inputs.teaching, warmup=self._warmup(), unlabeled=inputs.unlabeled)
         loss = parts["loss"]
         if not bool(torch.isfinite(loss)):
             self._stop(inputs, {name: float(part.detach()) for name, part in parts.items()})

@@ -1,0 +1,112 @@
+"""Images without annotations, in an endless stream that a resumed run takes up where it was."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from qskd.data.batch import Batch, Sample, collate
+from qskd.data.formats.layout import Content, images_below
+from qskd.data.images import read_image, upright_sizes
+from qskd.data.index import DetectionIndex
+from qskd.data.transforms import Transform
+from qskd.errors import DataError
+
+_SALT = 7919  # so that unlabelled images are not drawn as labelled ones of the same position
+
+
+def open_unlabeled(folder: Path, class_names: Sequence[str]) -> DetectionIndex:
+    """Every image in a folder and its folders, without objects.
+
+    Raises:
+        DataError: no folder, no images, or a file that is no image.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder. Give one with images as --unlabeled.")
+    images = images_below(folder)
+    if not images:
+        raise DataError(f"{folder} holds no images. Give a folder with images as --unlabeled.")
+    content = Content(class_names)
+    for image, (height, width) in zip(images, upright_sizes(images), strict=True):
+        content.add_image(image.relative_to(folder).as_posix(), height, width)
+    return DetectionIndex.of(folder, folder, content.as_coco())
+
+
+class UnlabeledDataset(Dataset[Sample]):
+    """Images of an index in an endless numbering: image n of round r is number r * len(index) + n.
+
+    Args:
+        index: the images.
+        transform: as for labelled training images.
+        seed: >= 0; randomness depends on (seed, number) only.
+        decode_at_least: see ``DetectionDataset``.
+        teacher_transform: likewise.
+    """
+
+    def __init__(
+        self,
+        index: DetectionIndex,
+        transform: Transform,
+        seed: int = 0,
+        *,
+        decode_at_least: int | None = None,
+        teacher_transform: Transform | None = None,
+    ) -> None:
+        self.index = index
+        self.transform = transform
+        self.teacher_transform = teacher_transform
+        self.seed = seed
+        self.decode_at_least = decode_at_least
+
+    def __getitem__(self, number: int) -> Sample:
+        record = self.index.images[number % len(self.index)]
+        side = self.decode_at_least
+        pixels = read_image(record, at_least=None if side is None else (side, side))
+        nothing = (np.zeros(0, dtype=np.int64), np.zeros((0, 4)))
+        shown, _ = self.transform(pixels, nothing, self._random(number))
+        for_teacher: Tensor | None = None
+        if self.teacher_transform is not None:
+            for_teacher, _ = self.teacher_transform(pixels, nothing, self._random(number))
+        labels, boxes = torch.zeros(0, dtype=torch.long), torch.zeros(0, 4)
+        return Sample(shown, labels, boxes, record.id, (record.height, record.width), for_teacher)
+
+    def _random(self, number: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, _SALT, number))
+
+
+class EndlessSampler(Sampler[int]):
+    """Numbers of a dataset of ``size`` images, shuffled round by round, for one of several processes.
+
+    Args:
+        size: images.
+        seed: decides the order of every round.
+        rank: of this process.
+        world: processes; each takes every ``world``-th number.
+        start: numbers (of all processes) that are past already.
+    """
+
+    def __init__(self, size: int, seed: int, *, rank: int = 0, world: int = 1, start: int = 0) -> None:
+        self.size, self.seed = size, seed
+        self.rank, self.world, self.start = rank, world, start
+
+    def __iter__(self) -> Iterator[int]:
+        position = self.start + self.rank
+        order, known = np.zeros(0, dtype=np.int64), -1
+        while True:
+            rounds, place = divmod(position, self.size)
+            if rounds != known:
+                order, known = np.random.default_rng((self.seed, _SALT, rounds)).permutation(self.size), rounds
+            yield rounds * self.size + int(order[place])
+            position += self.world
+
+
+def unlabeled_batches(
+    dataset: UnlabeledDataset, batch_size: int, *, rank: int = 0, world: int = 1, past: int = 0, workers: int = 0
+) -> Iterator[Batch]:
+    """Endless batches; ``past`` is how many batches every process has had already."""
+    sampler = EndlessSampler(len(dataset.index), dataset.seed, rank=rank, world=world, start=past * batch_size * world)
+    loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers, collate_fn=collate)
+    yield from loader
