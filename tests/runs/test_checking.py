@@ -1,0 +1,233 @@
+"""`qskd check` and `qskd split` as a user runs them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from builders_data import write_coco
+from qskd.cli import main
+from qskd.data.image_facts import alike, facts_of
+from qskd.data.index import ImageRecord
+from qskd.data.sources import open_source
+from qskd.data.splitting import divide, look_alikes
+from qskd.errors import ConfigError
+from qskd.runs.checking import check
+from qskd.runs.options import SourceOptions
+
+
+@pytest.fixture
+def data(scenes, tmp_path):
+    return shutil.copytree(scenes, tmp_path / "data")
+
+
+def edit(data: Path, split: str, change) -> None:
+    path = data / "annotations" / f"instances_{split}.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+# ---- check ---------------------------------------------------------------------------------------------------
+
+
+def test_good_data_is_good_and_counted(data, capsys, tmp_path):
+    assert main(["check", str(data), "--json", str(tmp_path / "found.json")]) == 0
+    shown = capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())
+    for split in ("train", "val"):
+        content = json.loads((data / "annotations" / f"instances_{split}.json").read_text())
+        numbers = found["splits"][split]
+        assert numbers["images"] == len(content["images"])
+        assert numbers["boxes"] == len(content["annotations"])
+        assert sum(numbers["sizes"].values()) == numbers["boxes"]
+        names = {row["id"]: row["name"] for row in content["categories"]}
+        for name, count in numbers["classes"].items():
+            assert count == sum(names[row["category_id"]] == name for row in content["annotations"])
+        per_image = [
+            sum(row["image_id"] == image["id"] for row in content["annotations"]) for image in content["images"]
+        ]
+        assert numbers["objects_per_image"]["mean"] == pytest.approx(np.mean(per_image))
+        assert numbers["objects_per_image"]["median"] == np.median(per_image)
+        assert numbers["empty_images"] == per_image.count(0)
+        assert f"{split}: {numbers['images']} images" in shown
+    assert found["good"]
+    assert shown.rstrip().endswith("good")
+
+
+def test_errors_are_all_listed_and_the_clean_copy_has_none(data, capsys, tmp_path):
+    images = sorted((data / "images" / "train").iterdir())
+    whole = images[0].read_bytes()
+    images[0].write_bytes(whole[: len(whole) * 2 // 3])
+    images[1].write_text("no image")
+    Image.open(images[2]).convert("L").save(images[2])
+
+    def spoil(content):
+        content["annotations"][-1]["bbox"] = [1, 1, 0, 0]
+        content["annotations"][-2]["category_id"] = 99
+        content["images"].append({"id": 999, "file_name": "../x.png", "width": 3, "height": 3})
+
+    edit(data, "train", spoil)
+    assert main(["check", str(data), "--fix", str(tmp_path / "clean")]) == 1
+    shown = capsys.readouterr().out
+    for text in (
+        "image damaged (1)",
+        "image unreadable (1)",
+        "greyscale image (1)",
+        "degenerate box (1)",
+        "annotation of an unknown category (1)",
+        "file name leaves the image folder (1)",
+        "NOT GOOD",
+        images[0].name,
+    ):
+        assert text in shown
+    assert main(["check", str(tmp_path / "clean")]) == 0
+    index = open_source(tmp_path / "clean").load("train", strict=True)
+    assert len(index) == len(images) - 2
+    grey = next(record for record in index.images if record.path.stem.startswith(images[2].stem))
+    assert Image.open(grey.path).mode == "RGB"
+    assert main(["check", str(data), "--fix", str(tmp_path / "clean")]) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
+
+
+def test_images_in_two_splits_are_found(data):
+    train, val = (sorted((data / "images" / split).iterdir()) for split in ("train", "val"))
+    shutil.copy(train[3], val[0])
+    near = np.asarray(Image.open(train[4]).convert("RGB")).astype(int)
+    Image.fromarray((near + 3).clip(0, 255).astype(np.uint8)).resize((70, 70)).save(val[1])
+    edit(data, "val", lambda content: content["images"][1].update(width=70, height=70))
+    kinds = {one.kind: one.where for one in check(SourceOptions(data=str(data))).findings}
+    assert train[3].name in kinds["the same image in two splits"]
+    assert val[0].name in kinds["the same image in two splits"]
+    whole = " ".join(one.where for one in check(SourceOptions(data=str(data))).findings)
+    assert train[4].name in whole
+    assert not [one for one in check(SourceOptions(data=str(data)), pixels=False).findings if "two splits" in one.kind]
+
+
+def test_what_is_no_data_is_status_2(tmp_path, capsys):
+    assert main(["check", str(tmp_path)]) == 2
+    assert "Annotations/*.xml" in capsys.readouterr().err
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_train.json").write_text("{")
+    assert main(["check", str(tmp_path)]) == 1
+    assert "split that cannot be read" in capsys.readouterr().out
+
+
+def test_a_class_of_the_validation_split_alone_is_an_error(data):
+    edit(data, "val", lambda content: content["categories"][0].update(name="yeti"))
+    errors = [
+        one.what for one in check(SourceOptions(data=str(data)), pixels=False).findings if one.severity == "error"
+    ]
+    assert errors == ["yeti"]
+
+
+MODES = [
+    ("L", "greyscale"),
+    ("P", "palette"),
+    ("CMYK", "CMYK"),
+    ("I;16", "16 bits"),
+    ("RGBA", "alpha"),
+    ("LA", "alpha"),
+]
+
+
+@pytest.mark.parametrize(("mode", "kind"), MODES.items())
+def test_kinds_of_images(tmp_path, mode, kind):
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    if mode == "I;16":
+        Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100).save(path)
+    else:
+        noise = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(noise).convert(mode).save(path)
+    (facts,) = facts_of([ImageRecord(1, path, 20, 30)])
+    assert kind in facts.kinds
+    assert facts.size == (20, 30)
+    assert len(facts.hash) == 16
+
+
+def test_turned_images_and_bombs(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    bomb = bytearray((tmp_path / "turned.jpg").read_bytes())
+    Image.new("1", (30000, 30000)).save(tmp_path / "bomb.png")
+    turned, large = facts_of([ImageRecord(1, tmp_path / name, 1, 1) for name in ("turned.jpg", "bomb.png")])
+    assert bomb
+    assert turned.kinds == ("EXIF-rotated",)
+    assert turned.size == (30, 20)
+    assert large.is_bomb
+
+
+# ---- split ---------------------------------------------------------------------------------------------------
+
+
+def test_a_division_is_the_same_each_time_and_whole(data, tmp_path, capsys):
+    for name in ("one", "two"):
+        command = ["split", str(data), "--output_dir", str(tmp_path / name), "--val", "0.25", "--test", "0.2"]
+        assert main(command) == 0
+    assert "written to" in capsys.readouterr().out
+    first, second = (open_source(tmp_path / name) for name in ("one", "two"))
+    assert first.splits == ("train", "val", "test")
+    seen: list[str] = []
+    for split in first.splits:
+        one, two = first.load(split), second.load(split)
+        assert one.fingerprint() == two.fingerprint()
+        seen += one.images.file_names
+    source = open_source(data).load("train")
+    assert sorted(seen) == sorted(source.images.file_names)
+    assert main(["check", str(tmp_path / "one")]) == 0
+
+
+def test_another_seed_divides_otherwise_and_bad_shares_are_refused(data, tmp_path, capsys):
+    def chosen(seed):
+        names = [f"{number}.jpg" for number in range(40)]
+        return divide(names, [[number % 3] for number in range(40)], {"train": 0.75, "val": 0.25}, seed=seed)
+
+    assert chosen(0) == chosen(0)
+    assert chosen(0) != chosen(1)
+    assert chosen(0).count("val") == 10
+    assert main(["split", str(data), "--output_dir", str(tmp_path / "x"), "--val", "1.5"]) == 2
+    assert "shares of the splits" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="cannot make 2 splits"):
+        divide(["a"], [[0]], {"train": 0.5, "val": 0.5})
+
+
+def test_every_class_is_in_every_split_and_the_order_of_images_does_not_matter():
+    labels = [[0] * 3] * 60 + [[1]] * 12 + [[2, 0]] * 4 + [[]] * 24
+    names = [f"{number:03d}.jpg" for number in range(100)]
+    shares = {"train": 0.5, "val": 0.25, "test": 0.25}
+    found = divide(names, labels, shares, seed=4)
+    for split, share in shares.items():
+        mine = [row for row, one in zip(labels, found, strict=True) if one == split]
+        assert abs(len(mine) - 100 * share) <= 3
+        for label, images in ((0, 64), (1, 12), (2, 4)):
+            assert abs(sum(label in row for row in mine) - share * images) <= 2
+            assert any(label in row for row in mine)
+    order = np.random.default_rng(0).permutation(100)
+    again = divide([names[at] for at in order], [labels[at] for at in order], shares, seed=4)
+    assert {names[at]: split for at, split in zip(order, again, strict=True)} == dict(zip(names, found, strict=True))
+
+
+def test_look_alikes_stay_together():
+    hashes = [bytes(16), bytes([1]) + bytes(15), bytes([255] * 16), bytes([3]) + bytes(15), b""]
+    groups = look_alikes(hashes, 1)
+    assert groups[0] == groups[1] == groups[3]
+    assert len({groups[0], groups[2], groups[4]}) == 3
+    assert alike([b""], [b""], 128) == []
+    assert alike([bytes(16)], [bytes([255] * 16)], 127) == []
+    found = divide(
+        [str(number) for number in range(20)],
+        [[0]] * 20,
+        {"train": 0.5, "val": 0.5},
+        groups=[0] * 9 + list(range(1, 12)),
+    )
+    assert len(set(found[:9])) == 1
+
+
+def test_a_source_split_that_is_not_there_is_named(tmp_path, capsys):
+    write_coco(tmp_path / "data")
+    assert main(["split", str(tmp_path / "data"), "--output_dir", str(tmp_path / "x"), "--split", "tset"]) == 2
+    assert "no split 'tset'" in capsys.readouterr().err
