@@ -124,14 +124,7 @@ def test_a_class_of_the_validation_split_alone_is_an_error(data):
     assert errors == ["yeti"]
 
 
-MODES = [
-    ("L", "greyscale"),
-    ("P", "palette"),
-    ("CMYK", "CMYK"),
-    ("I;16", "16 bits"),
-    ("RGBA", "alpha"),
-    ("LA", "alpha"),
-]
+MODES = {"L": "greyscale", "P": "palette", "CMYK": "CMYK", "I;16": "16 bits", "RGBA": "alpha", "LA": "alpha"}
 
 
 @pytest.mark.parametrize(("mode", "kind"), MODES.items())
