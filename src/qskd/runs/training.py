@@ -1,11 +1,14 @@
 """One training run, from options to a finished folder; `qskd train` and `qskd distill`."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import set_seed
 
 from qskd.data.batch import Batch, Targets
@@ -17,12 +20,14 @@ from qskd.losses.set_prediction import SetPredictionLoss
 from qskd.models.adapter import DetrAdapter
 from qskd.models.loading import structure_fingerprint, with_class_names
 from qskd.models.processors import save_model
-from qskd.runs import building
+from qskd.runs import building, picturing
 from qskd.runs.evaluating import evaluate_adapter
 from qskd.runs.folder import RunFolder, changed_options, environment
 from qskd.runs.options import DataOptions, ModelOptions
 from qskd.runs.starting import start_of
 from qskd.trainer import DistillationConfig, DistillationTrainer, UnlabeledImages, checkpoints
+
+_PICTURES = 4  # validation images shown in TensorBoard at each evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,25 @@ class Job:
             identity=identity,
             save_student=lambda adapter, path: _save(adapter, path, self.size),
             unlabeled=self.unlabeled(),
+            pictures=self.pictures() if "tensorboard" in (self.config.report_to or ()) else None,
         )
+
+    def pictures(self) -> Callable[[DetrAdapter], list[tuple[str, NDArray[np.uint8]]]] | None:
+        """Draws ground truth and what a model finds beside it, on a few validation images."""
+        index = self.splits.val
+        if index is None or not self.folder.is_main:
+            return None
+        positions = picturing.evenly_chosen(index, _PICTURES)
+        truth = picturing.labelled(index, positions)
+
+        def draw(adapter: DetrAdapter) -> list[tuple[str, NDArray[np.uint8]]]:
+            found = picturing.detected("found", adapter, index, self.size, positions)
+            rows = picturing.drawn(index, positions, [truth, found])
+            names = [index.images.file_names[position] for position in positions]
+            sheets = [np.concatenate([np.asarray(panel) for panel in row], axis=1) for row in rows]
+            return list(zip(names, sheets, strict=True))
+
+        return draw
 
     def unlabeled(self) -> UnlabeledImages | None:
         """Images without annotations to learn from too; none here."""

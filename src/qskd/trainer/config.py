@@ -3,10 +3,12 @@
 import json
 import math
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from transformers import SchedulerType, TrainingArguments, get_scheduler
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from qskd.errors import ConfigError
@@ -51,6 +53,7 @@ _TRAJECTORY = (  # decide what a run learns, so they must stay when it is resume
     "weight_decay",
 )
 _MANY_STEPS = 10**6  # for a schedule that is made only to see whether it can be
+_PACKAGES = {"azure_ml": "azureml", "comet_ml": "comet_ml"}  # of loggers that are named otherwise
 _METRICS = tuple(entry.name for entry in fields(CocoMetrics) if entry.name.startswith("A"))
 
 
@@ -108,6 +111,7 @@ class DistillationConfig(TrainingArguments):
         # A NaN must stop the run (NonFiniteLoss), not vanish from the log.
         self.logging_nan_inf_filter = False
         self._refuse_what_cannot_work()
+        self._check_loggers()
         super().__post_init__()
         self._check_schedule()
         if self.device.type != "cuda":
@@ -144,6 +148,18 @@ class DistillationConfig(TrainingArguments):
         except (TypeError, ValueError, KeyError) as error:
             name = SchedulerType(self.lr_scheduler_type).value
             raise ConfigError(f"lr_scheduler_kwargs {kwargs} do not fit lr_scheduler_type {name}: {error}") from error
+
+    def _check_loggers(self) -> None:
+        """Refuse a logger that does not exist or whose library is not installed; transformers would say so later."""
+        wanted = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or [])
+        for name in wanted:
+            if name in ("none", "all"):
+                continue
+            if name not in INTEGRATION_TO_CALLBACK:
+                raise ConfigError(f"report_to is '{name}'; give none, or {', '.join(sorted(INTEGRATION_TO_CALLBACK))}.")
+            package = _PACKAGES.get(name, name)
+            if find_spec(package) is None:
+                raise ConfigError(f"report_to is '{name}', but {package} is not installed: `pip install {package}`.")
 
     def _refuse_what_cannot_work(self) -> None:
         for name, least in _LEAST.items():

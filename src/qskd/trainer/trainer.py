@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast, gather_object
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import Trainer, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -60,6 +62,7 @@ class DistillationTrainer(Trainer):
         identity: what must not change when the run is resumed (teacher's fingerprint, classes, method).
         save_student: writes an adapter's model as a plain ``from_pretrained`` folder.
         unlabeled: images without annotations to learn from too; only with a teacher.
+        pictures: draws what a model finds, as (name, [h, w, 3] uint8); shown in TensorBoard at each evaluation.
     """
 
     optimizer: Any
@@ -76,6 +79,7 @@ class DistillationTrainer(Trainer):
         identity: dict[str, Any] | None = None,
         save_student: Callable[[DetrAdapter, Path], None] | None = None,
         unlabeled: UnlabeledImages | None = None,
+        pictures: Callable[[DetrAdapter], Sequence[tuple[str, NDArray[np.uint8]]]] | None = None,
     ) -> None:
         if eval_dataset is None:
             args.eval_strategy = type(args.eval_strategy)("no")
@@ -96,6 +100,7 @@ class DistillationTrainer(Trainer):
         self.identity = identity or {}
         self.save_student = save_student
         self.unlabeled = unlabeled
+        self.pictures = pictures
         self._unlabeled_stream: Iterator[Batch] | None = None
         self.run_folder = Path(args.output_dir)
         self.average = ModelAverage(distiller.student, args.ema_decay) if args.ema_decay > 0 else None
@@ -300,8 +305,18 @@ class DistillationTrainer(Trainer):
             f"{metric_key_prefix}_{name}": value for name, value in result.as_dict().items() if name != "per_class"
         }
         self.log({name: value for name, value in metrics.items() if value is not None})
+        self._show_pictures()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _show_pictures(self) -> None:
+        """What the evaluated model finds on a few images, to TensorBoard if it is in use."""
+        writers = [getattr(callback, "tb_writer", None) for callback in self.callback_handler.callbacks]
+        writer = next((writer for writer in writers if writer is not None), None)
+        if self.pictures is None or writer is None:
+            return
+        for name, pixels in self.pictures(self.evaluated):
+            writer.add_image(name, pixels, self.state.global_step, dataformats="HWC")
 
     def _share_buffers(self) -> None:
         """One process's batch-norm statistics for all: each has seen other images, and the first one is saved."""
