@@ -1,6 +1,7 @@
 """An index with pixels: what a DataLoader's workers read, the same whatever their number."""
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from qskd.data.batch import Sample
+from qskd.data.caching import ImageCache
 from qskd.data.images import read_image
 from qskd.data.index import DetectionIndex
 from qskd.data.transforms import Transform
@@ -33,6 +35,7 @@ class DetectionDataset(Dataset[Sample]):
             is faster and changes pixels slightly. None (for evaluation) decodes in full.
         teacher_transform: makes the teacher's pixels where they are of another size than the student's; it draws the
             same random numbers as ``transform``, so both see the same part of the image in the same colours.
+        cache: keeps decoded images; None decodes them each time.
     """
 
     def __init__(
@@ -43,10 +46,12 @@ class DetectionDataset(Dataset[Sample]):
         *,
         decode_at_least: int | None = None,
         teacher_transform: Transform | None = None,
+        cache: ImageCache | None = None,
     ) -> None:
         self.index = index
         self.transform = transform
         self.teacher_transform = teacher_transform
+        self.cache = cache
         self.seed = seed
         self.decode_at_least = decode_at_least
         self._epoch = torch.zeros((), dtype=torch.long)
@@ -67,7 +72,8 @@ class DetectionDataset(Dataset[Sample]):
     def __getitem__(self, position: int) -> Sample:
         record = self.index.images[position]
         side = self.decode_at_least
-        pixels = read_image(record, at_least=None if side is None else (side, side))
+        read = partial(read_image, record, at_least=None if side is None else (side, side))
+        pixels = self.cache.get(position, read) if self.cache is not None else read()
         corners = self.index.boxes(position) * _decoded_scale(pixels, record.width)
         objects = (self.index.labels(position), corners)
         shown, (labels, boxes) = self.transform(pixels, objects, self._random(position))

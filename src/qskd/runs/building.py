@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qskd.data.caching import open_cache
 from qskd.data.dataset import DetectionDataset
 from qskd.data.formats.coco import load_coco
 from qskd.data.formats.hub import HubSource
@@ -202,14 +203,21 @@ def datasets(
     """
     own = teacher_size if teacher_size != size else None
     augment = _augmentation(options)
+    side = _decoded_side(size, own, augment)
+    folder = Path(options.cache_dir).expanduser()
     train = DetectionDataset(
         splits.train,
         build_transform(size, train=True, augment=augment),
         seed,
-        decode_at_least=_decoded_side(size, own, augment),
+        decode_at_least=side,
         teacher_transform=build_transform(own, train=True, augment=augment) if own else None,
+        cache=open_cache(options.cache_images, splits.train, side, folder),
     )
-    return train, evaluation_dataset(splits.val, size) if splits.val is not None else None
+    if splits.val is None:
+        return train, None
+    val = evaluation_dataset(splits.val, size)
+    val.cache = open_cache(options.cache_images, splits.val, None, folder)
+    return train, val
 
 
 def unlabeled_dataset(

@@ -55,6 +55,13 @@ class DataOptions(SourceOptions):
     crop: float = field(default=0.5, metadata={"help": "Probability of a crop that keeps objects."})
     zoom_out: float = field(default=0.0, metadata={"help": "Probability of shrinking the image on a canvas."})
     photometric: float = field(default=0.5, metadata={"help": "Probability of a photometric distortion."})
+    cache_images: Literal["none", "memory", "disk"] = field(
+        default="none",
+        metadata={"help": "Keep decoded images in memory or on disk (--cache_dir); same pixels."},
+    )
+    cache_dir: str = field(
+        default="~/.cache/qskd/images", metadata={"help": "Folder of images that --cache_images disk keeps."}
+    )
 
 
 @dataclass

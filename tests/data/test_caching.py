@@ -1,0 +1,89 @@
+"""Caches of decoded images: the same pixels, decoded once."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+import qskd.data.dataset as dataset_module
+from qskd.data import caching
+from qskd.data.batch import collate
+from qskd.data.caching import open_cache
+from qskd.data.dataset import DetectionDataset
+from qskd.data.sources import open_source
+from qskd.data.transforms import ImageSize, build_transform
+from qskd.errors import ConfigError
+
+
+def dataset(scenes: Path, folder: Path, kind: str) -> DetectionDataset:
+    index = open_source(scenes).load("train")
+    transform = build_transform(ImageSize(square=48), train=True)
+    return DetectionDataset(
+        index,
+        transform,
+        3,
+        decode_at_least=40,
+        cache=open_cache(kind, index, 40, folder),  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_every_epoch_sees_the_same_pixels_as_without_and_decodes_once(scenes, tmp_path, monkeypatch, kind):
+    read, counts = dataset_module.read_image, Counter()
+
+    def counted(record, at_least=None):
+        counts[record.id] += 1
+        return read(record, at_least=at_least)
+
+    monkeypatch.setattr(dataset_module, "read_image", counted)
+    plain, kept = dataset(scenes, tmp_path, "none"), dataset(scenes, tmp_path, kind)
+    for epoch in range(3):
+        plain.set_epoch(epoch)
+        kept.set_epoch(epoch)
+        for position in range(len(plain)):
+            one, other = plain[position], kept[position]
+            assert torch.equal(one.pixels, other.pixels)
+            assert torch.equal(one.boxes, other.boxes)
+    assert set(counts.values()) == {3 + 1}
+
+
+def test_a_disk_cache_is_shared_and_mends_cut_files(scenes, tmp_path):
+    first = dataset(scenes, tmp_path, "disk")
+    expected = [first[position].pixels for position in range(len(first))]
+    files = sorted(tmp_path.rglob("*.npy"))
+    assert len(files) == len(first)
+    files[0].write_bytes(files[0].read_bytes()[:100])
+    files[1].write_bytes(b"")
+    again = dataset(scenes, tmp_path, "disk")
+    assert all(torch.equal(again[position].pixels, pixels) for position, pixels in enumerate(expected))
+    assert sorted(tmp_path.rglob("*.npy")) == files
+    loader = DataLoader(again, 4, num_workers=2, collate_fn=collate)
+    assert sum(len(batch) for batch in loader) == len(first)
+
+
+def test_other_data_or_sizes_have_other_folders(scenes, tmp_path):
+    train, val = (open_source(scenes).load(split) for split in ("train", "val"))
+    folders = {
+        open_cache("disk", index, decoded, tmp_path).folder for index in (train, val) for decoded in (None, 40, 80)
+    }
+    assert len(folders) == 6
+
+
+def test_changed_files_are_read_anew(scenes, tmp_path):
+    data = shutil.copytree(scenes, tmp_path / "data")
+    first = dataset(data, tmp_path / "cache", "disk")
+    before = first[0].pixels
+    path = first.index.images[0].path
+    Image.open(path).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(path)
+    assert not torch.equal(dataset(data, tmp_path / "cache", "disk")[0].pixels, before)
+
+
+def test_images_that_do_not_fit_into_memory_are_refused(scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(caching, "_free_memory", lambda: 1000)
+    with pytest.raises(ConfigError, match="--cache_images disk"):
+        open_cache("memory", open_source(scenes).load("train"), None, None)
+    assert open_cache("none", open_source(scenes).load("train"), None, None) is None
