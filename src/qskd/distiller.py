@@ -11,21 +11,17 @@ from dataclasses import dataclass, replace
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, box_convert
 
 from qskd.data.batch import Batch, Targets
 from qskd.labels import LabelMap
 from qskd.losses.set_prediction import SetPredictionLoss
 from qskd.losses.term import Lesson, Prepared, StudentAnswer, Term
 from qskd.models.adapter import DetrAdapter, Need, Reading
-from qskd.models.relabel import to_student_classes
+from qskd.models.relabel import known_targets, to_student_classes
 from qskd.models.view import DetrView
 from qskd.selection.assignment import match_to_targets
+from qskd.selection.confident import confident, drawn
 from qskd.selection.groups import GroupQuerySelection, matched_object
-
-_SAME = 0.7  # intersection over union from which two detections of one class are the same object
-_LEAST_SIDE = 1e-3  # of the image; a detection with a shorter side holds nothing
-
 
 @dataclass(frozen=True, slots=True)
 class StepTotals:
@@ -81,6 +77,15 @@ class Teaching:
     prepared: Mapping[str, Prepared]
     student_extent: Tensor | None = None  # [B, 2] see ``StudentAnswer.extent``
 
+    def answer_of(self, view: DetrView, match: Tensor) -> StudentAnswer:
+        """A student's side of the same micro-batch; ``match`` [L, B, N] is with all objects of the batch."""
+        if self.columns is None:
+            return StudentAnswer(view, match, extent=self.student_extent)
+        taken = matched_object(match, view.num_queries) >= 0
+        match = match.gather(2, self.columns.expand(match.shape[0], -1, -1))  # [L, B, N']
+        match = match.masked_fill(~self.lesson.targets.is_object, -1)
+        return StudentAnswer(view, match, taken, self.student_extent)
+
 
 @dataclass(frozen=True, slots=True)
 class Unlabeled:
@@ -117,7 +122,7 @@ class TeacherSide:
     @torch.no_grad()
     def teach(self, batch: Batch) -> Teaching:
         """The teacher's view, groups and every term's preparation for one micro-batch."""
-        return self._teaching(self._view(batch), batch)
+        return self._prepared(self.read(batch, capture_attention=self._needs_attention))
 
     @torch.no_grad()
     def label(self, batch: Batch, threshold: float, *, sample: bool) -> Unlabeled:
@@ -129,26 +134,35 @@ class TeacherSide:
             sample: let each detection take part in the student's detection loss with a probability that is its score,
                 so that its expected loss is that of a label as soft as the teacher is sure; else leave that loss out.
         """
-        view = self._view(batch)
+        view = self._view(batch, capture_attention=self._needs_attention)
         targets, scores = confident(view, threshold)
         labelled = replace(batch, targets=targets)
-        drawn = replace(batch, targets=_drawn(targets, scores)) if sample else None
-        return Unlabeled(labelled, drawn, self._teaching(view, labelled))
+        detected = replace(batch, targets=drawn(targets, scores)) if sample else None
+        return Unlabeled(labelled, detected, self._prepared(self._read(view, labelled)))
 
-    def _view(self, batch: Batch) -> DetrView:
-        reading = self.adapter.read(batch.for_teacher(), capture_attention=self._needs_attention)
+    @torch.no_grad()
+    def read(self, batch: Batch, *, capture_attention: bool) -> Teaching:
+        """The teacher's view, with its attention if asked for, and its groups; nothing is prepared."""
+        return self._read(self._view(batch, capture_attention=capture_attention), batch)
+
+    def _view(self, batch: Batch, *, capture_attention: bool) -> DetrView:
+        reading = self.adapter.read(batch.for_teacher(), capture_attention=capture_attention)
         return to_student_classes(reading.view, self.label_map)
 
-    def _teaching(self, view: DetrView, batch: Batch) -> Teaching:
+    def _prepared(self, read: Teaching) -> Teaching:
+        """With what the terms need, and free of the tensors captured for attention."""
+        lesson = read.lesson
+        prepared = {name: term.prepare(lesson) for name, term in self.terms.items()}
+        return replace(read, lesson=replace(lesson, view=lesson.view.without_attention()), prepared=prepared)
+
+    def _read(self, view: DetrView, batch: Batch) -> Teaching:
         known = torch.tensor(self.label_map.known, device=view.logits.device)
-        targets, columns = _known_targets(batch.targets, known, all(self.label_map.known))
+        targets, columns = known_targets(batch.targets, known, all(self.label_map.known))
         groups = self.selection(view, targets, self.adapter.match_costs)
         others = None if columns is None else batch.targets.is_object.sum(1) - targets.is_object.sum(1)
         extent = batch.for_teacher().extent() if batch.teacher_images is not None else None
-        lesson = Lesson(view, groups, targets, known, others, extent)
-        prepared = {name: term.prepare(lesson) for name, term in self.terms.items()}
         student_extent = batch.extent() if extent is not None else None
-        return Teaching(replace(lesson, view=view.without_attention()), columns, prepared, student_extent)
+        return Teaching(Lesson(view, groups, targets, known, others, extent), columns, {}, student_extent)
 
 
 class Distiller(nn.Module):
@@ -276,54 +290,10 @@ class Distiller(nn.Module):
     def _term(
         self, name: str, reading: Reading, match: Tensor, teaching: Teaching, totals: StepTotals
     ) -> dict[str, Tensor]:
-        taken = None
-        if teaching.columns is not None:
-            taken = matched_object(match, reading.view.num_queries) >= 0
-            match = match.gather(2, teaching.columns.expand(match.shape[0], -1, -1))  # [L, B, N']
-            match = match.masked_fill(~teaching.lesson.targets.is_object, -1)
-        answer = StudentAnswer(reading.view, match, taken, teaching.student_extent)
+        answer = teaching.answer_of(reading.view, match)
         losses = self.terms[name](answer, teaching.lesson, teaching.prepared[name], totals.terms[name])
         return {part: loss * self.weights[name] for part, loss in losses.items()}
 
 
 def _sum(parts: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(list(parts.values())).sum()
-
-
-def confident(view: DetrView, threshold: float) -> tuple[Targets, list[Tensor]]:
-    """What the last layer is sure of, as objects, and how sure [N_i] it is of each, an image at a time.
-
-    Of detections of one class that overlap by more than ``_SAME``, the surest is kept. Boxes are cut at the border of
-    the image.
-    """
-    scores, labels = view.scores()[-1].max(-1)  # [B, Q]
-    corners = box_convert(view.boxes[-1].float(), "cxcywh", "xyxy").clamp(0.0, 1.0)  # [B, Q, 4]
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    for sure, label, box in zip(scores, labels, corners, strict=True):
-        keep = (sure >= threshold) & ((box[:, 2:] - box[:, :2]).amin(-1) > _LEAST_SIDE)
-        sure, label, box = sure[keep], label[keep], box[keep]
-        first = batched_nms(box, sure, label, _SAME)
-        found.append((label[first], box_convert(box[first], "xyxy", "cxcywh"), sure[first]))
-    targets = Targets.from_lists([label for label, _, _ in found], [box for _, box, _ in found])
-    return targets, [sure for _, _, sure in found]
-
-
-def _drawn(targets: Targets, scores: Sequence[Tensor]) -> Targets:
-    """Each object with the probability that is its score."""
-    chosen = [torch.rand_like(sure) < sure for sure in scores]
-    rows = range(len(targets.counts))
-    labels = [targets.labels[row, : len(chosen[row])][chosen[row]] for row in rows]
-    return Targets.from_lists(labels, [targets.boxes[row, : len(chosen[row])][chosen[row]] for row in rows])
-
-
-def _known_targets(targets: Targets, known: Tensor, all_known: bool) -> tuple[Targets, Tensor | None]:
-    """The objects whose class the teacher knows, and which objects of the batch they are."""
-    if all_known:
-        return targets, None
-    keep = targets.is_object & known[targets.labels]  # [B, N]
-    counts = tuple(int(count) for count in keep.sum(1).tolist())
-    columns = keep.int().argsort(dim=1, descending=True, stable=True)[:, : max(counts, default=0)]
-    is_object = keep.gather(1, columns)
-    labels = targets.labels.gather(1, columns) * is_object
-    boxes = targets.boxes.gather(1, columns[..., None].expand(-1, -1, 4)) * is_object[..., None]
-    return Targets(labels, boxes, is_object, counts), columns

@@ -99,7 +99,7 @@ def test_each_student_layer_has_its_teacher_layer(
     student_layers: int, teacher_layers: int, expected: list[int]
 ) -> None:
     term = LocalAlignmentPrediction(num_student_layers=student_layers, num_student_queries=3)
-    assert term._teacher_layers(teacher_layers) == expected
+    assert term.teacher_layers(teacher_layers) == expected
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(2, 3), (3, 2), (1, 4)])

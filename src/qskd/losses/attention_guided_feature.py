@@ -81,7 +81,7 @@ class AttentionGuidedFeature(nn.Module):
     @torch.no_grad()
     def prepare(self, lesson: Lesson) -> Prepared:
         """Weight of every teacher token, and what the sum over tokens is divided by."""
-        weights = self._token_weights(lesson)  # [B, S]
+        weights = self.token_weights(lesson)  # [B, S]
         levels = torch.split(weights, _level_sizes(lesson.view), dim=1)
         used = torch.stack([levels[theirs].sum(1) for _, theirs in self.pairs]).sum(0)  # [B]
         if self.norm == "area":
@@ -128,7 +128,7 @@ class AttentionGuidedFeature(nn.Module):
             projected, target = layer_norm(projected, channels), layer_norm(target, channels)
         return (projected - target).square().sum(-1)
 
-    def _token_weights(self, lesson: Lesson) -> Tensor:
+    def token_weights(self, lesson: Lesson) -> Tensor:
         """W [B, S], 0 at padding and in images without selected queries."""
         mass = lesson.view.attention_mass(query_weights(lesson.groups))  # [L, B, S]
         is_padding = torch.cat([mask.flatten(1) for mask in lesson.view.is_padding], dim=1)
@@ -151,7 +151,7 @@ class UnmaskedFeature(AttentionGuidedFeature):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.MEMORY})
     part: ClassVar[str] = "feature"
 
-    def _token_weights(self, lesson: Lesson) -> Tensor:
+    def token_weights(self, lesson: Lesson) -> Tensor:
         return torch.cat([(~mask).flatten(1) for mask in lesson.view.is_padding], dim=1).float()
 
 

@@ -96,7 +96,7 @@ class LocalAlignmentPrediction(nn.Module):
         hard negatives.
         """
         view, groups = lesson.view, lesson.groups
-        layers = torch.tensor(self._teacher_layers(view.num_layers), device=view.logits.device)  # [L']
+        layers = torch.tensor(self.teacher_layers(view.num_layers), device=view.logits.device)  # [L']
         positives = groups.match[layers]  # [L', B, N]
         is_hard = groups.role[layers] == Role.HARD_NEGATIVE  # [L', B, Q]
         hard = listed(is_hard, self._most_hard_negatives(lesson, is_hard))  # [L', B, T]
@@ -112,14 +112,9 @@ class LocalAlignmentPrediction(nn.Module):
     def forward(self, student: StudentAnswer, lesson: Lesson, prepared: Prepared, total: Tensor) -> dict[str, Tensor]:
         """Parts ``lapd_class``, ``lapd_box`` and ``lapd_giou``, inner weights applied; see ``Term``."""
         view, teacher = last_layers(student.view, self.num_layers), prepared.tensors
-        match = student.match[-self.num_layers :]
-        taken = None if student.taken is None else student.taken[-self.num_layers :]
-        partner = align_hard_negatives(
-            view, match, lesson, teacher, self.selection, scope=self.scope, top_up=self.top_up, taken=taken
-        )
-        query = torch.cat([match, partner], dim=-1)  # [L', B, P]
+        query = self.partners(student, lesson, prepared)  # [L', B, P]
         is_pair = (query >= 0) & (teacher["query"] >= 0)
-        weight = self._pair_weights(is_pair, match.shape[-1], teacher["giou"], prepared.amount, total)
+        weight = self._pair_weights(is_pair, student.match.shape[-1], teacher["giou"], prepared.amount, total)
         layers = torch.arange(view.num_layers, device=query.device)
         ours = _predictions(view, flat_rows(query, layers, view.num_queries))
         losses = self._pair_losses(ours, teacher, lesson.known_classes)
@@ -127,6 +122,27 @@ class LocalAlignmentPrediction(nn.Module):
             f"lapd_{name}": inner * (loss * weight).sum()
             for inner, (name, loss) in zip(self.part_weights, losses.items(), strict=True)
         }
+
+    @torch.no_grad()
+    def partners(self, student: StudentAnswer, lesson: Lesson, prepared: Prepared) -> Tensor:
+        """The student query that stands for each of the teacher's selected queries.
+
+        Returns:
+            [L', B, N + T] long, beside ``prepared.tensors["query"]``: of each learning layer and image those of the N
+            positives, then those of the hard negatives. It is a pair where neither is -1.
+        """
+        match = student.match[-self.num_layers :]
+        partner = align_hard_negatives(
+            last_layers(student.view, self.num_layers),
+            match,
+            lesson,
+            prepared.tensors,
+            self.selection,
+            scope=self.scope,
+            top_up=self.top_up,
+            taken=None if student.taken is None else student.taken[-self.num_layers :],
+        )
+        return torch.cat([match, partner], dim=-1)
 
     def _pair_losses(
         self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], known_classes: Tensor
@@ -158,10 +174,10 @@ class LocalAlignmentPrediction(nn.Module):
             hard = hard * giou[..., num_objects:].clamp(min=0.0)
         return torch.cat([kinds[0] * positive, kinds[1] * hard], dim=-1)
 
-    def _teacher_layers(self, num_teacher_layers: int) -> list[int]:
-        """The teacher layer, from 0, of each learning student layer l of L: round(l L_t / L) - 1."""
+    def teacher_layers(self, numteacher_layers: int) -> list[int]:
+        """The teacher layer, from 0, of each learning student layer l of L, from 1: round(l L_t / L) - 1."""
         chosen = [
-            int(layer * num_teacher_layers / self.num_student_layers + 0.5)
+            int(layer * numteacher_layers / self.num_student_layers + 0.5)
             for layer in range(1, self.num_student_layers + 1)
         ]
         return [max(layer, 1) - 1 for layer in chosen[-self.num_layers :]]

@@ -1,4 +1,4 @@
-"""A teacher's predictions in the student's vocabulary."""
+"""A teacher's predictions in the student's vocabulary, and the objects that it knows."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -6,6 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from qskd.data.batch import Targets
 from qskd.labels import LabelMap
 from qskd.models.view import DetrView
 
@@ -33,6 +34,28 @@ def to_student_classes(view: DetrView, label_map: LabelMap) -> DetrView:
     if view.no_object is None:
         return replace(view, logits=picked.masked_fill(~known, _NEVER))
     return _relabel_softmax(view, picked, known, dropped)
+
+
+def known_targets(targets: Targets, known: Tensor, all_known: bool) -> tuple[Targets, Tensor | None]:
+    """The objects whose class the teacher knows, and which objects of the batch they are.
+
+    Args:
+        targets: of B images.
+        known: [C] bool.
+        all_known: whether all of ``known`` is True, so that nobody has to ask the device.
+
+    Returns:
+        The targets of N' <= N objects, and [B, N'] long, each one's place among the N; None where all are known.
+    """
+    if all_known:
+        return targets, None
+    keep = targets.is_object & known[targets.labels]  # [B, N]
+    counts = tuple(int(count) for count in keep.sum(1).tolist())
+    columns = keep.int().argsort(dim=1, descending=True, stable=True)[:, : max(counts, default=0)]
+    is_object = keep.gather(1, columns)
+    labels = targets.labels.gather(1, columns) * is_object
+    boxes = targets.boxes.gather(1, columns[..., None].expand(-1, -1, 4)) * is_object[..., None]
+    return Targets(labels, boxes, is_object, counts), columns
 
 
 def _relabel_softmax(view: DetrView, picked: Tensor, known: Tensor, dropped: Tensor) -> DetrView:

@@ -19,22 +19,26 @@ COLOURS = ("#3b82c4", "#d9541e", "#12947a", "#9a6fd0", "#a67c00", "#cc5490")
 DASHES: tuple[tuple[float, ...], ...] = ((), (6, 2.5), (2, 2), (8, 2, 2, 2))
 """Lengths of dash and gap in points; no colour is the only thing that tells two lines apart."""
 
-_INK = "#767677"  # replaced by the page's own text colour
+INK = "#767677"
+"""Replaced by the page's own text colour in ``as_svg``."""
+
 _SIZE = (4.9, 3.1)  # inches of 72 points: close to a phone's width, so that 11-point text stays 11 pixels
-_SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "qskd",
     "font.size": 11,
     "font.family": "sans-serif",
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "text.parse_math": False,
 }
+"""How matplotlib draws for a page."""
+
 _LAYER = re.compile(r"(_(aux|dn|enc|denoising|encoder|layer))*(_\d+)?$")
 _NO_PART = re.compile(r"^(step|epoch|loss|grad_norm|learning_rate|total_flos)$|^(eval|train)_")
 
@@ -127,7 +131,7 @@ def chart(title: str, lines: Sequence[Line], *, levels: Sequence[Line] = (), log
         levels: drawn across the whole chart at the height of their first point.
         logarithmic: scale the vertical axis so, if all values are positive.
     """
-    with matplotlib.rc_context(_SETTINGS):
+    with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.add_subplot()
         for line in lines:
@@ -145,7 +149,7 @@ def chart(title: str, lines: Sequence[Line], *, levels: Sequence[Line] = (), log
                 level.points[0][1], color=level.style.colour, dashes=level.style.dashes or (None, None), linewidth=1.5
             )
         _finish(axes, logarithmic and all(y > 0 for line in lines for _, y in line.points))
-        svg = _as_svg(figure)
+        svg = as_svg(figure)
     legend = {line.label: line.style for line in (*levels, *lines)}
     return Chart(title, svg, tuple(legend.items()))
 
@@ -159,10 +163,10 @@ def _finish(axes: Any, logarithmic: bool) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.set_xlim(left=0)
     axes.set_xlabel("step")
-    axes.grid(True, axis="y", color=_INK, alpha=0.25, linewidth=0.7)
+    axes.grid(True, axis="y", color=INK, alpha=0.25, linewidth=0.7)
 
 
-def _as_svg(figure: Figure) -> str:
+def as_svg(figure: Figure) -> str:
     """The <svg> element alone: no prologue, metadata, namespaces or ids, which would clash within one page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -173,7 +177,7 @@ def _as_svg(figure: Figure) -> str:
     text = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", text, count=1)
     text = re.sub(r'<svg ([^>]*?)height="[^"]*"', r'<svg aria-hidden="true" \1', text, count=1)
     text = re.sub(r'<g id="[\w.]+"', "<g", text)
-    return text.replace(_INK, "currentColor").strip()
+    return text.replace(INK, "currentColor").strip()
 
 
 def unique_ids(svg: str, prefix: str) -> str:

@@ -69,7 +69,7 @@ def write_report(
         "version": version("qskd"),
         "shown": tables.SHOWN,
     }
-    environment = _environment()
+    environment = page_environment()
     for path in (files.html, files.markdown):
         text = environment.get_template(f"{path.name}.jinja").render(facts)
         path.write_text(text, encoding="utf-8")
@@ -155,7 +155,8 @@ def _settings(run: RunRecord) -> dict[str, Any]:
     }
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """Where the templates of reports lie, and how values are written in them; web pages escape all of them."""
     environment = Environment(
         loader=PackageLoader("qskd.reporting"),
         autoescape=lambda name: name is not None and ".html" in name,
