@@ -152,6 +152,7 @@ class UnmaskedFeature(AttentionGuidedFeature):
     part: ClassVar[str] = "feature"
 
     def token_weights(self, lesson: Lesson) -> Tensor:
+        """1 [B, S] for every token that is not padding."""
         return torch.cat([(~mask).flatten(1) for mask in lesson.view.is_padding], dim=1).float()
 
 
