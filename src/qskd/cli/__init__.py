@@ -15,6 +15,7 @@ COMMANDS: dict[str, str] = {
     "check": "look at a data set: counts, problems, a clean copy",
     "split": "divide a data set into train, val and test",
     "compare": "runs side by side: report.html, report.md, report.json",
+    "inspect": "a teacher's queries drawn and counted: which are hard negatives, where they look",
     "demo": "the whole job on drawn scenes, in a few minutes",
     "models": "families and published checkpoints; students for a teacher",
     "env": "versions and devices, for a bug report",

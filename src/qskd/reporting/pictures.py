@@ -72,7 +72,7 @@ def draw_objects(image: Image.Image, objects: Objects, class_names: Sequence[str
         for position, (label, box) in enumerate(zip(objects.labels, boxes, strict=True)):
             name = class_names[label]
             text = name if objects.scores is None else f"{name} {objects.scores[position]:.2f}"
-            _tag(pen, box, text, class_colour(label), size)
+            draw_tag(pen, box, text, class_colour(label), size)
     return panel
 
 
@@ -143,7 +143,7 @@ def outline(pen: ImageDraw.ImageDraw, box: Box, colour: Colour, *, line: int, ed
     pen.rectangle(box, outline=colour, width=line)
 
 
-def _tag(pen: ImageDraw.ImageDraw, box: Box, text: str, colour: Colour, size: tuple[int, int]) -> None:
+def draw_tag(pen: ImageDraw.ImageDraw, box: Box, text: str, colour: Colour, size: tuple[int, int]) -> None:
     """The name above the box, or inside where there is no room above; always within the image."""
     font = text_font(12)
     text = fitted(text, size[0] - 6, font)
