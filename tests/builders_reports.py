@@ -1,5 +1,6 @@
 """Records and folders of runs that never took place, for reports."""
 
+import html.parser
 import json
 import shutil
 from pathlib import Path
@@ -80,3 +81,45 @@ def write_run(
     if model is not None:
         shutil.copytree(model, folder / "best")
     return folder
+
+
+EVIL = "<script>alert(1)</script> | \"quoted\" 'x' & `tick` [a](javascript:b) $\\x{"
+"""What a name may hold at worst."""
+
+
+class Page(html.parser.HTMLParser):
+    """Tags, texts and addresses of a page, and whether every tag was closed in order."""
+
+    VOID = frozenset(["meta", "img", "br", "path", "use", "line", "input"])
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.texts, self.addresses, self.ids, self._open = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        found = dict(attrs)
+        self.ids += [found["id"]] if "id" in found else []
+        self.addresses += [found[key] for key in ("src", "href", "xlink:href", "action") if key in found]
+        assert not [key for key in found if key.startswith("on")]
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        found = dict(attrs)
+        self.ids += [found["id"]] if "id" in found else []
+        self.addresses += [found[key] for key in ("href", "xlink:href") if key in found]
+
+    def handle_endtag(self, tag):
+        if tag in self.VOID:
+            return
+        while tag != self._open[-1] and self._open[-1] in {"li", "p", "dt", "dd"}:
+            self._open.pop()
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)

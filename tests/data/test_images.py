@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qskd.data.images import check_image, read_pixels, read_whatever_size
+from qskd.data.images import check_image, read_pixels, read_whatever_size, upright_size
 from qskd.data.index import ImageRecord
 from qskd.errors import DataError
 
@@ -178,3 +178,20 @@ def test_a_large_jpeg_is_decoded_smaller_but_never_below_what_was_asked(
     Image.fromarray(ramp(200, 300)).convert("RGB").save(tmp_path / "a.jpg")
     read = read_pixels(tmp_path / "a.jpg", height=200, width=300, at_least=at_least)
     assert tuple(read.shape[1:]) == expected
+
+
+def test_the_size_of_a_file_is_that_of_the_upright_image(tmp_path: Path) -> None:
+    image = Image.fromarray(ramp(24, 32))
+    image.save(tmp_path / "a.png")
+    assert upright_size(tmp_path / "a.png") == (24, 32)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    image.save(tmp_path / "b.jpg", exif=exif)
+    assert upright_size(tmp_path / "b.jpg") == (32, 24)
+
+
+def test_the_size_of_what_is_no_image_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no")
+    for name, told in (("a.png", "not an image file"), ("b.png", "there is no such image file")):
+        with pytest.raises(DataError, match=f"{name}: {told}"):
+            upright_size(tmp_path / name)

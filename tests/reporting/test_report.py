@@ -1,57 +1,18 @@
-import html.parser
 import json
 import re
 
 import pytest
 
-from builders_reports import TEACHER, entries, record
+from builders_reports import EVIL, TEACHER, Page, entries, record
 from qskd.reporting.compare import compare_runs
 from qskd.reporting.report import Panel, Pictures, charts_of, markdown_text, write_report
 
-EVIL = "<script>alert(1)</script> | \"quoted\" 'x' & `tick` [a](javascript:b) $\\x{"
 PICTURES = Pictures(
     rows=[(EVIL, [Panel(EVIL, EVIL, "data:image/jpeg;base64,AAAA")])],
     legend=[(EVIL, "#112233")],
     notes=[EVIL],
     sheet="pictures.jpg",
 )
-
-
-class Page(html.parser.HTMLParser):
-    """Tags, texts and addresses of a page, and whether every tag was closed in order."""
-
-    VOID = frozenset(["meta", "img", "br", "path", "use", "line"])
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.texts, self.addresses, self.ids, self._open = [], [], [], [], []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        found = dict(attrs)
-        self.ids += [found["id"]] if "id" in found else []
-        self.addresses += [found[key] for key in ("src", "href", "xlink:href", "action") if key in found]
-        assert not [key for key in found if key.startswith("on")]
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        found = dict(attrs)
-        self.addresses += [found[key] for key in ("href", "xlink:href") if key in found]
-
-    def handle_endtag(self, tag):
-        if tag in self.VOID:
-            return
-        while tag != self._open[-1] and self._open[-1] in {"li", "p", "dt", "dd"}:
-            self._open.pop()
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data)
 
 
 def evil_runs():

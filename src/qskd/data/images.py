@@ -105,12 +105,14 @@ def upright_sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
         return list(pool.map(_upright_size, paths))
 
 
-def upright_size_of_file(path: Path) -> tuple[int, int]:
+def upright_size(path: Path) -> tuple[int, int]:
     """(height, width) in pixels of an image file as it stands upright.
 
     Raises:
         DataError: it is missing or no image.
     """
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such image file.")
     return _upright_size(path)
 
 

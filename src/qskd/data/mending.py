@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qskd.data.findings import Finding, Severity
 from qskd.data.formats.coco_tables import SMALLEST_SIDE, WHERE
-from qskd.data.images import upright_size_of_file
+from qskd.data.images import upright_size
 from qskd.data.index import ImageRecord
 from qskd.errors import DataError
 
@@ -170,7 +170,7 @@ def _image(mended: Mended, where: str, name: str, row: Mapping[str, Any]) -> dic
         mended.note("error", "image file missing", where, f"not in {mended.folder}")
         return None
     try:
-        height, width = upright_size_of_file(mended.folder / name)
+        height, width = upright_size(mended.folder / name)
     except DataError as error:
         mended.note("error", "image unreadable", where, str(error).removeprefix(f"{mended.folder / name}: "))
         return None

@@ -1,6 +1,7 @@
 """The pages of an inspection: inspect.html, which needs nothing else, pictures, inspect.json."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,6 +19,15 @@ from qskd.reporting.tables import number
 from qskd.selection.groups import Role
 from qskd.selection.statistics import Numbers, RoleNumbers
 
+_MARKS = {
+    "positive": "M7 1A6 6 0 1 1 7 13A6 6 0 1 1 7 1Z",
+    "hard negative": "M2 2H12V12H2Z",
+    "easy negative": "M7 2L13 12H1Z",
+}  # as in the charts: circle, square, triangle
+
+_FEW = 0.05  # of all objects: below it, that a limit is reached is not worth a word
+_LISTED = 8  # objects in an image's legend; more of them are counted by class
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -26,6 +36,7 @@ class Subject:
     teacher: str
     family: str
     student: str | None
+    is_labelled: bool  # whether objects are the data's; else they are the teacher's detections
     method: str
     threshold: float | None  # GIoU above which a query is a hard negative; None where the method has no such limit
     cap: int | None  # the most hard negatives of an object
@@ -55,6 +66,7 @@ class _SceneShown:
     name: str
     panels: Sequence[_Shown]
     objects: Sequence[tuple[str, str]]  # class, CSS colour
+    counts: str  # objects by class, in words; empty where there are none
 
 
 def write_inspection(folder: Path, subject: Subject, numbers: Numbers, scenes: Sequence[Scene]) -> InspectionFiles:
@@ -85,6 +97,7 @@ def write_inspection(folder: Path, subject: Subject, numbers: Numbers, scenes: S
         "figures": [layer_figures(numbers, layer, subject.threshold) for layer in range(count)],
         "depth": depth_figures(numbers),
         "roles": [(role, name, ROLE_COLOURS[role]) for role, name in ROLE_NAMES.items()],
+        "marks": _MARKS,
         "version": version("qskd"),
         "has_pairs": subject.student is not None and any(scene.pairs for scene in scenes),
     }
@@ -142,6 +155,8 @@ def capped(numbers: Numbers, cap: int | None) -> str | None:
     if cap is None or len(found) <= cap or not sum(found):
         return None
     share = sum(found[cap:]) / sum(found)
+    if share < _FEW:
+        return None
     return (
         f"{share:.0%} of the objects have as many hard negatives as the method allows (selection.cap is {cap}): their "
         "other queries count as easy negatives, however much they overlap."
@@ -202,7 +217,9 @@ def _show(place: int, scene: Scene, folder: Path) -> _SceneShown:
     if scene.pairs:
         panels.append(_Shown("Pairs with the student (LAPD)", list(_pairs(scene, saved))))
     names = [scene.class_names[label] for label in scene.labels]
-    return _SceneShown(scene.name, panels, [(name, _css(n)) for n, name in enumerate(names)])
+    counts = ", ".join(f"{count} {name}" for name, count in Counter(names).most_common())
+    listed = [(name, _css(n)) for n, name in enumerate(names)] if len(names) <= _LISTED else []
+    return _SceneShown(scene.name, panels, listed, counts)
 
 
 def _pairs(scene: Scene, saved: Any) -> Iterator[tuple[int, str, str]]:

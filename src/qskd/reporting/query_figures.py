@@ -74,8 +74,8 @@ def _of_layer(layer: LayerNumbers, threshold: float | None) -> list[tuple[str, s
     return [
         (
             "Overlap and score",
-            "Each mark stands for queries of similar GIoU with their object and similar best score; its area is their "
-            "share of the queries of that role. The dotted line is the selection's threshold.",
+            "Each mark stands for queries of similar GIoU with their object and similar best score, and is the larger "
+            "the more of their role's queries they are. The dotted line is the selection's threshold.",
             lambda axes: _overlap(axes, layer, threshold),
         ),
         (
@@ -134,15 +134,16 @@ def _overlap(axes: Any, layer: LayerNumbers, threshold: float | None) -> None:
         axes.scatter(
             giou[column],
             (row + 0.5) / _ROWS,
-            s=2.0 + 900.0 * area,
+            s=7.0 + 1200.0 * area,
             c=ROLE_COLOURS[role],
             marker=_MARKERS[role],
-            alpha=0.6,
+            alpha=0.75,
             linewidths=0,
         )
     if threshold is not None:
         axes.axvline(threshold, color=INK, linestyle=":", linewidth=1.2)
     axes.set_xlim(-1.04, 1.04)
+    axes.set_xticks((-1, -0.5, 0, 0.5, 1))
     axes.set_ylim(-0.03, 1.03)
     axes.set_yticks(np.sqrt(_TICKS), [f"{tick:g}" for tick in _TICKS])
     axes.set_xlabel("GIoU with the object")

@@ -121,7 +121,7 @@ def _levels(tokens: Tensor, view: DetrView) -> Iterator[Array]:
     """Values of tokens [..., S] as one map [..., h, w] a memory level."""
     sizes = [level.shape[-2] * level.shape[-1] for level in view.memory]
     for part, level in zip(torch.split(tokens, sizes, dim=-1), view.memory, strict=True):
-        yield _plain(part.unflatten(-1, level.shape[-2:]))
+        yield _plain(part.reshape(*part.shape[:-1], *level.shape[-2:]))
 
 
 def _plain(values: Tensor) -> Array:

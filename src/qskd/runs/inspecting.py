@@ -27,6 +27,7 @@ from qskd.runs.options import MethodOptions, PairOptions, SourceOptions
 from qskd.selection.foreground import foreground_of
 from qskd.selection.statistics import Numbers, QueryStatistics
 
+_DATA = ("data", "train_annotations", "train_images", "val_annotations", "val_images")
 _SEED = 0  # of the random weights of a student that has none
 
 
@@ -96,6 +97,7 @@ def inspect(options: InspectOptions, pair: PairOptions, data: SourceOptions, met
         pair.teacher,
         sitters.teacher.family,
         None if sitters.student is None else f"{pair.student or 'derived from it'} ({sitters.student.family})",
+        isinstance(source, DetectionIndex),
         method.method,
         settings.selection.threshold if settings.selection.select == "groups" else None,
         settings.selection.most_per_object,
@@ -155,7 +157,7 @@ def _source(options: InspectOptions, data: SourceOptions) -> DetectionIndex | li
     folder = Path(options.output_dir)
     if folder.is_file():
         raise ConfigError(f"--output_dir {folder} is a file; give a folder.")
-    has_data = data.data is not None or data.val_annotations is not None or data.train_annotations is not None
+    has_data = any(getattr(data, name) is not None for name in _DATA)
     if options.image is not None and has_data:
         raise ConfigError("Give --image for files without labels, or --data for labelled images; not both.")
     if options.image is not None:
