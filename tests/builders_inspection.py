@@ -9,6 +9,7 @@ from PIL import Image
 from builders_views import costs_for, random_targets, random_view
 from qskd.reporting.inspection import Subject
 from qskd.reporting.query_scene import Pairs, Scene
+from qskd.selection.foreground import Foreground
 from qskd.selection.groups import GroupQuerySelection
 from qskd.selection.statistics import Numbers, QueryStatistics
 
@@ -21,7 +22,8 @@ def scene_and_numbers(*, count: int = 3, with_pairs: bool = True, **changes: Any
     targets = random_targets((count,))
     groups = GroupQuerySelection()(view, targets, costs_for(view))
     counted = QueryStatistics(2)
-    counted.add(view, groups, targets, torch.rand(1, view.num_tokens, generator=torch.Generator().manual_seed(0)))
+    tokens = torch.rand(1, view.num_tokens, generator=torch.Generator().manual_seed(0))
+    counted.add(view, groups, targets, Foreground(tokens, torch.tensor([0.4])))
     score, best = view.scores()[:, 0].max(-1)
     noise = np.random.default_rng(0)
     facts: dict[str, Any] = dict(

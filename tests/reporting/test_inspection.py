@@ -6,7 +6,8 @@ import pytest
 
 from builders_inspection import CLASSES, scene_and_numbers, subject
 from builders_reports import EVIL, Page
-from qskd.reporting.inspection import capped, close_up_words, counted, sentences, write_inspection
+from qskd.reporting.inspection import write_inspection
+from qskd.reporting.query_words import capped, close_up_words, counted, sentences
 from qskd.selection.groups import Role
 
 

@@ -42,13 +42,15 @@ def no_charts(monkeypatch):
     monkeypatch.setattr("qskd.reporting.inspection.save_png", lambda numbers, threshold, path: path.touch())
 
 
-def look(folder, teacher, scenes=None, *, method=None, image_size=64, **options):
+def look(folder, teacher, scenes=None, *, method=None, image_size=64, max_image_size=None, **options):
     names = ("student", "student_decoder_layers", "teacher_image_size")
     pair = {name: options.pop(name) for name in names if name in options}
     return inspect(
         InspectOptions(output_dir=str(folder), **({"images": 1, "statistics_images": 4} | options)),
         PairOptions(teacher=str(teacher), **pair),
-        SourceOptions(data=None if scenes is None else str(scenes), image_size=image_size),
+        SourceOptions(
+            data=None if scenes is None else str(scenes), image_size=image_size, max_image_size=max_image_size
+        ),
         MethodOptions(**(method or {})),
     )
 
@@ -207,6 +209,30 @@ def test_a_student_may_be_derived_and_see_images_of_another_size(tmp_path, scene
     made = look(tmp_path, tiny_folders["rt_detr_teacher"], scenes, student_decoder_layers=1, teacher_image_size=96)
     pairs = content_of(made)["images"][0]["pairs"]
     assert [(one["student_layer"], one["teacher_layer"]) for one in pairs] == [(1, 3)]
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_images_may_keep_their_shape(tmp_path, scenes, tiny_folders):
+    def stretch(content):
+        for image in content["images"][::2]:
+            image["width"] = 128
+
+    wide = edited(scenes, tmp_path / "scenes", stretch, "val")
+    (wide / "images").unlink()
+    (wide / "images" / "val").mkdir(parents=True)
+    for image in json.loads((wide / "annotations" / "instances_val.json").read_text())["images"]:
+        with Image.open(scenes / "images" / "val" / image["file_name"]) as picture:
+            picture.resize((image["width"], image["height"])).save(wide / "images" / "val" / image["file_name"])
+    padded, alone = (
+        look(tmp_path / f"{size}", tiny_folders["detr_teacher"], wide, max_image_size=128, batch_size=size).numbers
+        for size in (3, 1)
+    )
+    assert padded.object_area == pytest.approx(alone.object_area)
+    for one, other in zip(padded.layers, alone.layers, strict=True):
+        positive, same = one.roles[Role.POSITIVE], other.roles[Role.POSITIVE]
+        assert positive.queries == same.queries
+        # Beside padding, a network answers a little differently.
+        assert positive.foreground == pytest.approx(same.foreground, abs=0.1)
 
 
 @pytest.mark.usefixtures("no_charts")

@@ -4,7 +4,7 @@ import torch
 
 from builders_views import random_boxes, random_view
 from qskd.data.batch import Batch, Targets
-from qskd.selection.foreground import covered, foreground_of
+from qskd.selection.foreground import Foreground, covered
 
 
 def test_shares_worked_by_hand():
@@ -50,4 +50,6 @@ def test_tokens_are_listed_level_by_level_and_know_the_padding():
         [torch.zeros(1).long(), torch.zeros(0).long()], [torch.tensor([[0.5, 0.5, 1, 1]]), torch.zeros(0, 4)]
     )
     batch = Batch(torch.zeros(2, 3, 32, 64), torch.tensor([[32, 32], [32, 64]]), targets, (0, 1), ((32, 32), (32, 64)))
-    assert foreground_of(view, batch).tolist() == [[1, 1, 0, 0, 1, 1, 0, 0, 1, 0], [0] * 10]
+    made = Foreground.of(view, batch)
+    assert made.tokens.tolist() == [[1, 1, 0, 0, 1, 1, 0, 0, 1, 0], [0] * 10]
+    assert made.area.tolist() == [1, 0]  # of the content

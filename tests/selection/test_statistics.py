@@ -10,6 +10,7 @@ import torch
 from builders_views import AttentionMatrix, costs_for, random_targets, random_view, take_images, take_targets
 from qskd.data.batch import Targets
 from qskd.models.view import DetrView
+from qskd.selection.foreground import Foreground
 from qskd.selection.groups import GroupQuerySelection, QueryGroups, Role
 from qskd.selection.statistics import GIOU_BINS, SCORE_BINS, QueryStatistics
 
@@ -19,6 +20,11 @@ def found(view, targets, foreground=None, selection=None):
     counted = QueryStatistics(view.num_layers)
     counted.add(view, groups, targets, foreground)
     return counted.numbers(), groups
+
+
+def random_foreground(images, tokens):
+    generator = torch.Generator().manual_seed(4)
+    return Foreground(torch.rand(images, tokens, generator=generator), torch.rand(images, generator=generator))
 
 
 def by_hand():
@@ -46,7 +52,7 @@ def by_hand():
 def test_numbers_worked_by_hand():
     view, groups, targets = by_hand()
     counted = QueryStatistics(1)
-    counted.add(view, groups, targets, foreground=torch.tensor([[1.0, 0.0]]))
+    counted.add(view, groups, targets, Foreground(torch.tensor([[1.0, 0.0]]), torch.tensor([0.5])))
     numbers = counted.numbers()
     layer = numbers.layers[0]
     assert (numbers.images, numbers.images_with_objects, numbers.objects) == (1, 1, 2)
@@ -99,9 +105,10 @@ def slowly(view, groups, targets, foreground):
 def test_numbers_equal_those_of_a_slow_loop(softmax):
     view = random_view(layers=3, images=4, queries=20, softmax=softmax)
     targets = random_targets((3, 0, 2, 5))
-    foreground = torch.rand(4, view.num_tokens, generator=torch.Generator().manual_seed(4))
+    foreground = random_foreground(4, view.num_tokens)
     numbers, groups = found(view, targets, foreground)
-    for (layer, role), rows in slowly(view, groups, targets, foreground).items():
+    assert numbers.object_area == pytest.approx(float(foreground.area[[0, 2, 3]].mean()))
+    for (layer, role), rows in slowly(view, groups, targets, foreground.tokens).items():
         made = numbers.layers[layer].roles[role]
         giou, score, agrees, within, everywhere = np.array(rows, dtype=float).T
         assert made.queries == len(rows)
@@ -140,10 +147,11 @@ def test_image_by_image_gives_the_same_as_all_at_once():
     view, targets = random_view(images=4, queries=25), random_targets((3, 0, 1, 2))
     groups = GroupQuerySelection()
     counted = QueryStatistics(view.num_layers)
-    foreground = torch.rand(4, view.num_tokens)
+    foreground = random_foreground(4, view.num_tokens)
     for image in range(4):
+        part = Foreground(foreground.tokens[image : image + 1], foreground.area[image : image + 1])
         one, objects = take_images(view, [image]), take_targets(targets, [image])
-        counted.add(one, groups(one, objects, costs_for(one)), objects, foreground[image : image + 1])
+        counted.add(one, groups(one, objects, costs_for(one)), objects, part)
     whole, _ = found(view, targets, foreground)
     one_by_one, at_once = counted.numbers().as_dict(), whole.as_dict()
     for made, expected in zip(one_by_one["layers"], at_once["layers"], strict=True):
@@ -156,7 +164,7 @@ def test_image_by_image_gives_the_same_as_all_at_once():
 
 
 def test_without_objects_there_are_no_roles():
-    numbers, _ = found(random_view(), random_targets((0, 0)), torch.zeros(2, 12))
+    numbers, _ = found(random_view(), random_targets((0, 0)), random_foreground(2, 12))
     assert (numbers.images, numbers.images_with_objects, numbers.objects, numbers.object_area) == (2, 0, 0, None)
     assert all(role.queries == 0 and role.giou is None for layer in numbers.layers for role in layer.roles.values())
     assert numbers.layers[0].mean_hard is None

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from qskd.cli.parsing import parse, show
-from qskd.reporting.inspection import sentences
+from qskd.reporting.query_words import sentences
 from qskd.runs.inspecting import InspectOptions, inspect
 from qskd.runs.options import MethodOptions, PairOptions, SourceOptions
 

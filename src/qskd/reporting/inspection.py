@@ -12,12 +12,13 @@ from PIL import Image
 
 from qskd.reporting.pictures import class_colour, data_uri
 from qskd.reporting.query_figures import ROLE_COLOURS, depth_figures, layer_figures, save_png
-from qskd.reporting.query_pictures import NUMBERED, draw_close_up, draw_heat, draw_pairs, draw_queries
+from qskd.reporting.query_pictures import draw_close_up, draw_heat, draw_pairs, draw_queries
 from qskd.reporting.query_scene import ROLE_NAMES, Scene
+from qskd.reporting.query_words import capped, close_up_words, counted, sentences
 from qskd.reporting.report import page_environment
-from qskd.reporting.tables import number
-from qskd.selection.groups import Role
-from qskd.selection.statistics import Numbers, RoleNumbers
+from qskd.selection.statistics import Numbers
+
+_Saver = Callable[[str, Image.Image], str]  # writes a picture under its kind, returns a data: address
 
 _MARKS = {
     "positive": "M7 1A6 6 0 1 1 7 13A6 6 0 1 1 7 1Z",
@@ -25,7 +26,6 @@ _MARKS = {
     "easy negative": "M7 2L13 12H1Z",
 }  # as in the charts: circle, square, triangle
 
-_FEW = 0.05  # of all objects: below it, that a limit is reached is not worth a word
 _LISTED = 8  # objects in an image's legend; more of them are counted by class
 
 
@@ -123,63 +123,6 @@ def as_dict(subject: Subject, numbers: Numbers, scenes: Sequence[Scene]) -> dict
     }
 
 
-def sentences(numbers: Numbers) -> Iterator[str]:
-    """What the last layer's numbers say, in words."""
-    last = numbers.layers[-1]
-    hard, positive, easy = (last.roles[role] for role in (Role.HARD_NEGATIVE, Role.POSITIVE, Role.EASY_NEGATIVE))
-    if hard.giou is None or hard.score is None:
-        yield "The last decoder layer has no hard negatives here."
-        return
-    yield (
-        f"In the last decoder layer an object has one positive and, on average, {number(last.mean_hard, 1)} hard "
-        "negatives: queries that lie on it, but were not matched to it."
-    )
-    giou, score = (_medians(positive, easy, value) for value in ("giou", "score"))
-    yield (
-        f"They overlap it with a median GIoU of {hard.giou.median:.2f}{giou}, and their best score has a median of "
-        f"{hard.score.median:.2f}{score}."
-    )
-    if hard.foreground is not None and numbers.object_area is not None:
-        yield (
-            f"{hard.foreground:.0%} of their attention lies within objects{_shares(positive, easy, 'foreground')}, "
-            f"which cover {numbers.object_area:.0%} of an image."
-        )
-    if hard.agreement is not None:
-        shares = _shares(positive, easy, "agreement")
-        yield f"{hard.agreement:.0%} of them give their object's class the best score of all classes{shares}."
-
-
-def capped(numbers: Numbers, cap: int | None) -> str | None:
-    """A word of caution where the limit of hard negatives of an object cuts off many; None elsewhere."""
-    found = numbers.layers[-1].hard_per_object
-    if cap is None or len(found) <= cap or not sum(found):
-        return None
-    share = sum(found[cap:]) / sum(found)
-    if share < _FEW:
-        return None
-    return (
-        f"{share:.0%} of the objects have as many hard negatives as the method allows (selection.cap is {cap}): their "
-        "other queries count as easy negatives, however much they overlap."
-    )
-
-
-def _medians(positive: RoleNumbers, easy: RoleNumbers, value: str) -> str:
-    return _compared({name: getattr(one, value) for name, one in _named(positive, easy)}, lambda x: f"{x.median:.2f}")
-
-
-def _shares(positive: RoleNumbers, easy: RoleNumbers, value: str) -> str:
-    return _compared({name: getattr(one, value) for name, one in _named(positive, easy)}, lambda x: f"{x:.0%}")
-
-
-def _compared(values: Mapping[str, Any], told: Callable[[Any], str]) -> str:
-    words = [f"{name} {told(value)}" for name, value in values.items() if value is not None]
-    return f" ({', '.join(words)})" if words else ""
-
-
-def _named(positive: RoleNumbers, easy: RoleNumbers) -> list[tuple[str, RoleNumbers]]:
-    return [("positives", positive), ("easy negatives", easy)]
-
-
 def _show(place: int, scene: Scene, folder: Path) -> _SceneShown:
     """The panels of an image, each written as PNG, too."""
 
@@ -187,42 +130,44 @@ def _show(place: int, scene: Scene, folder: Path) -> _SceneShown:
         image.save(folder / f"image_{place}_{kind}.png")
         return data_uri(image)
 
-    layers = range(scene.num_layers)
-    panels = [
-        _Shown(
-            "Queries",
-            [(n + 1, saved(f"layer_{n + 1}_queries", draw_queries(scene, n)), counted(scene, n)) for n in layers],
-        )
-    ]
-    if (object_ := scene.most_sought) is not None:
-        close = [
-            (
-                n + 1,
-                saved(f"layer_{n + 1}_close_up", draw_close_up(scene, n, object_)),
-                close_up_words(scene, n, object_),
-            )
-            for n in layers
-        ]
-        panels.append(_Shown("One object", close))
-        heat = [
-            (n + 1, saved(f"layer_{n + 1}_attention", draw_heat(scene, [level[n] for level in scene.attention])), "")
-            for n in layers
-        ]
-        panels.append(_Shown("Attention of positives and hard negatives", heat))
-        whole = draw_heat(scene, [level.sum(0) for level in scene.attention])
-        panels.append(_Shown("The same, all layers added up", [(None, saved("attention", whole), "")]))
-        if scene.mask:
-            words = "How much each place counts in the feature loss (AGFD), all layers."
-            panels.append(_Shown("AGFD mask", [(None, saved("agfd_mask", draw_heat(scene, scene.mask)), words)]))
-    if scene.pairs:
-        panels.append(_Shown("Pairs with the student (LAPD)", list(_pairs(scene, saved))))
     names = [scene.class_names[label] for label in scene.labels]
     counts = ", ".join(f"{count} {name}" for name, count in Counter(names).most_common())
     listed = [(name, _css(n)) for n, name in enumerate(names)] if len(names) <= _LISTED else []
-    return _SceneShown(scene.name, panels, listed, counts)
+    return _SceneShown(scene.name, list(_panels(scene, saved)), listed, counts)
 
 
-def _pairs(scene: Scene, saved: Any) -> Iterator[tuple[int, str, str]]:
+def _panels(scene: Scene, saved: _Saver) -> Iterator[_Shown]:
+    """Every panel in the order of the page; only those that there is something to show on."""
+
+    def by_layer(title: str, kind: str, draw: Callable[[int], Image.Image], words: Callable[[int], str]) -> _Shown:
+        layers = range(scene.num_layers)
+        return _Shown(title, [(n + 1, saved(f"layer_{n + 1}_{kind}", draw(n)), words(n)) for n in layers])
+
+    yield by_layer("Queries", "queries", lambda n: draw_queries(scene, n), lambda n: counted(scene, n))
+    object_ = scene.most_sought
+    if object_ is not None:
+        yield by_layer(
+            "One object",
+            "close_up",
+            lambda n: draw_close_up(scene, n, object_),
+            lambda n: close_up_words(scene, n, object_),
+        )
+        yield by_layer(
+            "Attention of positives and hard negatives",
+            "attention",
+            lambda n: draw_heat(scene, [level[n] for level in scene.attention]),
+            lambda n: "",
+        )
+        whole = draw_heat(scene, [level.sum(0) for level in scene.attention])
+        yield _Shown("The same, all layers added up", [(None, saved("attention", whole), "")])
+        if scene.mask:
+            words = "How much each place counts in the feature loss (AGFD), all layers."
+            yield _Shown("AGFD mask", [(None, saved("agfd_mask", draw_heat(scene, scene.mask)), words)])
+    if scene.pairs:
+        yield _Shown("Pairs with the student (LAPD)", list(_pairs(scene, saved)))
+
+
+def _pairs(scene: Scene, saved: _Saver) -> Iterator[tuple[int, str, str]]:
     for layer in range(scene.num_layers):
         pairs = scene.pairs_of(layer)
         if pairs is None:
@@ -231,26 +176,6 @@ def _pairs(scene: Scene, saved: Any) -> Iterator[tuple[int, str, str]]:
         positives, hard = pairs.counts
         words = f"Pairs of student layer {pairs.student_layer + 1}: {positives} of positives, {hard} of hard negatives."
         yield layer + 1, saved(f"layer_{layer + 1}_pairs", draw_pairs(scene, pairs)), words
-
-
-def counted(scene: Scene, layer: int) -> str:
-    """The roles of a layer's queries in words: ``2 positives, 9 hard negatives, 39 easy negatives``."""
-    counts = [(scene.count(layer, role), name) for role, name in ROLE_NAMES.items()]
-    return ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts)
-
-
-def close_up_words(scene: Scene, layer: int, object_: int) -> str:
-    """An object's queries in words: class, the positive's overlap and score, the hard negatives' by number."""
-    positive, hard = scene.positive(layer, object_), scene.hard_negatives(layer, object_)
-    rows = [("positive", positive)] if positive is not None else []
-    rows += [(str(place), query) for place, query in enumerate(hard[:NUMBERED], start=1)]
-    words = [
-        f"{name}: GIoU {scene.giou[layer, query]:.2f}, {scene.class_names[scene.best[layer, query]]} "
-        f"{scene.score[layer, query]:.2f}"
-        for name, query in rows
-    ]
-    more = [f"and {len(hard) - NUMBERED} more hard negatives, thin"] if len(hard) > NUMBERED else []
-    return "\n".join([f"{scene.class_names[scene.labels[object_]]}, with best class and score:", *words, *more])
 
 
 def _css(position: int) -> str:

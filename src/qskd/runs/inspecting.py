@@ -24,7 +24,7 @@ from qskd.runs.distilling import make_student
 from qskd.runs.inspected_images import InspectedImages, LabelledImages, UnlabelledImages, image_files, own_classes
 from qskd.runs.inspected_scenes import Apprentice, SceneReader
 from qskd.runs.options import MethodOptions, PairOptions, SourceOptions
-from qskd.selection.foreground import foreground_of
+from qskd.selection.foreground import Foreground
 from qskd.selection.statistics import Numbers, QueryStatistics
 
 _DATA = ("data", "train_annotations", "train_images", "val_annotations", "val_images")
@@ -116,7 +116,7 @@ def count(side: TeacherSide, images: InspectedImages, options: InspectOptions) -
     for start in tqdm(starts, desc="inspect", leave=False, disable=None):
         batch = images.batch(chosen[start : start + options.batch_size]).to(device)
         lesson = side.read(batch, capture_attention=True).lesson
-        foreground = foreground_of(lesson.view, batch.for_teacher())
+        foreground = Foreground.of(lesson.view, batch.for_teacher())
         counted.add(lesson.view, lesson.groups, lesson.targets, foreground)
     return counted.numbers()
 

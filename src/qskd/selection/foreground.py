@@ -1,5 +1,7 @@
 """How much of each cell of a map lies within objects."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,21 +12,31 @@ from qskd.data.batch import Batch
 from qskd.models.view import DetrView
 
 
-def foreground_of(view: DetrView, batch: Batch) -> Tensor:
-    """[B, S] float32 share of the area of each memory token that lies within any object of its image.
+@dataclass(frozen=True, slots=True)
+class Foreground:
+    """What objects cover of B images."""
 
-    Args:
-        view: its maps say how many cells each level has; a map covers the whole canvas.
-        batch: what the view was read from, with all objects.
-    """
-    canvas = batch.content.new_tensor(batch.pixels.shape[-2:])
-    content = (batch.content / canvas).tolist()
-    images = []
-    for place, count in enumerate(batch.targets.counts):
-        boxes = batch.targets.boxes[place, :count].cpu()
-        shares = [covered(boxes, (level.shape[-2], level.shape[-1]), content[place]) for level in view.memory]
-        images.append(np.concatenate([share.ravel() for share in shares]))
-    return torch.from_numpy(np.stack(images)).float().to(view.boxes.device)
+    tokens: Tensor  # [B, S] float32, share of the area of each memory token
+    area: Tensor  # [B] float32, share of the image
+
+    @classmethod
+    def of(cls, view: DetrView, batch: Batch) -> "Foreground":
+        """The foreground of all objects of a batch.
+
+        Args:
+            view: its maps say how many cells each level has; a map covers the whole canvas.
+            batch: what the view was read from.
+        """
+        canvas = batch.content.new_tensor(batch.pixels.shape[-2:])
+        content = (batch.content / canvas).tolist()
+        tokens, area = [], []
+        for place, count in enumerate(batch.targets.counts):
+            boxes = batch.targets.boxes[place, :count].cpu()
+            shares = [covered(boxes, (level.shape[-2], level.shape[-1]), content[place]) for level in view.memory]
+            tokens.append(np.concatenate([share.ravel() for share in shares]))
+            area.append(float(covered(boxes, (1, 1))[0, 0]))
+        like = view.boxes.new_zeros((), dtype=torch.float32)
+        return cls(like.new_tensor(np.stack(tokens)), like.new_tensor(area))
 
 
 def covered(boxes: Tensor, grid: tuple[int, int], content: tuple[float, float] = (1.0, 1.0)) -> NDArray[np.float64]:

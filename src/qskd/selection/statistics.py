@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qskd.data.batch import Targets
 from qskd.models.view import DetrView
-from qskd.selection.foreground import covered
+from qskd.selection.foreground import Foreground
 from qskd.selection.groups import QueryGroups, Role
 
 GIOU_BINS = 200
@@ -69,7 +69,7 @@ class Numbers:
     images: int
     images_with_objects: int
     objects: int  # whose class the teacher knows
-    object_area: float | None  # share of an image within objects; mean of images with objects
+    object_area: float | None  # share of an image within objects, mean of images with objects; None if not known
     layers: tuple[LayerNumbers, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -99,14 +99,14 @@ class QueryStatistics:
         self._per_object = [np.zeros(0, dtype=np.int64) for _ in range(num_layers)]
 
     @torch.no_grad()
-    def add(self, view: DetrView, groups: QueryGroups, targets: Targets, foreground: Tensor | None = None) -> None:
+    def add(self, view: DetrView, groups: QueryGroups, targets: Targets, foreground: Foreground | None = None) -> None:
         """Count one batch.
 
         Args:
             view: of the teacher, in the classes of ``targets``; with attention where ``foreground`` is given.
             groups: of its queries.
             targets: the objects that own them.
-            foreground: [B, S] share of each token within objects, see ``foreground_of``; None to leave attention out.
+            foreground: of all objects, also of those that are not among ``targets``; None to leave attention out.
         """
         has_objects = (
             targets.is_object.any(1) if targets.labels.shape[1] else targets.is_object.new_zeros(len(targets.counts))
@@ -114,18 +114,17 @@ class QueryStatistics:
         self._images += view.num_images
         self._filled += sum(count > 0 for count in targets.counts)
         self._objects += targets.total
-        for place, count in enumerate(targets.counts):
-            self._area += float(covered(targets.boxes[place, :count].cpu(), (1, 1))[0, 0])
         if targets.total:
             is_role = torch.stack([groups.role == role for role in Role], dim=1) & has_objects[:, None]  # [L, 3, B, Q]
             self._add_values(view, groups, targets, is_role)
             self._add_hard_negatives(groups, targets)
             if foreground is not None:
                 self._add_attention(view, is_role, foreground)
+                self._area += float(foreground.area[has_objects].sum())
 
     def numbers(self) -> Numbers:
         """What was found so far."""
-        area = self._area / self._filled if self._filled else None
+        area = self._area / self._filled if self._area else None
         layers = tuple(self._layer(layer) for layer in range(len(self._joint)))
         return Numbers(self._images, self._filled, self._objects, area, layers)
 
@@ -150,10 +149,10 @@ class QueryStatistics:
             new, old = (np.pad(one, (0, max(len(new), len(old)) - len(one))) for one in (new, old))
             self._per_object[layer] = new + old
 
-    def _add_attention(self, view: DetrView, is_role: Tensor, foreground: Tensor) -> None:
+    def _add_attention(self, view: DetrView, is_role: Tensor, foreground: Foreground) -> None:
         for role in Role:
             mass = view.attention_mass(is_role[:, role].float()).double()  # [L, B, S]
-            self._attention[0, :, role] += (mass * foreground).sum((1, 2)).cpu().numpy()
+            self._attention[0, :, role] += (mass * foreground.tokens[None]).sum((1, 2)).cpu().numpy()
             self._attention[1, :, role] += mass.sum((1, 2)).cpu().numpy()
 
     def _layer(self, layer: int) -> LayerNumbers:
