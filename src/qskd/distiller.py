@@ -23,6 +23,7 @@ from qskd.selection.assignment import match_to_targets
 from qskd.selection.confident import confident, drawn
 from qskd.selection.groups import GroupQuerySelection, matched_object
 
+
 @dataclass(frozen=True, slots=True)
 class StepTotals:
     """What the losses of one optimiser step are divided by.

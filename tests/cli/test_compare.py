@@ -27,7 +27,7 @@ def test_data_given_on_the_command_line_is_used(tmp_path, scenes, tiny_folders):
     [
         (["nowhere"], "nowhere does not exist"),
         (["{run}", "--images", "-2"], "--images is -2"),
-        (["{run}", "--data", "nowhere"], "nowhere is not a folder"),
+        (["{run}", "--data", "nowhere"], "'nowhere' is no folder here"),
         (["{run}", "--val_images", "x"], "Give --val_annotations and --val_images together"),
     ],
 )

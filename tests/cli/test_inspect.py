@@ -29,7 +29,7 @@ def test_several_image_files_may_follow_one_flag(tmp_path, scenes, tiny_folders)
     [
         (["--data", "nowhere"], "qskd inspect: --teacher was not given"),
         (["--teacher", "{teacher}"], "No images"),
-        (["--teacher", "{teacher}", "--data", "nowhere"], "nowhere is not a folder"),
+        (["--teacher", "{teacher}", "--data", "nowhere"], "'nowhere' is no folder here"),
         (["--teacher", "{teacher}", "--data", "nowhere", "--method", "magic"], "There is no method 'magic'"),
         (["--teacher", "{teacher}", "--image", "nowhere.png"], "nowhere.png: there is no such image file"),
     ],

@@ -287,7 +287,7 @@ def test_the_same_images_give_the_same_page(tmp_path, scenes, tiny_folders):
         ({"image": ["{scenes}"]}, DataError, "is a folder"),
         ({"image": []}, ConfigError, "at least one image file"),
         ({"image": ["{scenes}"], "scenes": "{scenes}"}, ConfigError, "not both"),
-        ({"scenes": "{scenes}", "split": "test"}, DataError, "No annotation file for the split 'test'"),
+        ({"scenes": "{scenes}", "split": "test"}, DataError, "has no split 'test'"),
         ({"scenes": "{scenes}", "images": -1}, ConfigError, "--images is -1"),
         ({"scenes": "{scenes}", "batch_size": 0}, ConfigError, "--batch_size is 0"),
         ({"scenes": "{scenes}", "statistics_images": -1}, ConfigError, "--statistics_images is -1"),
