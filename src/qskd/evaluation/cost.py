@@ -6,8 +6,8 @@ normalisation and softmax are not.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from qskd.data.batch import Batch
 from qskd.models.adapter import DetrAdapter
 
 _BILINEAR = 0  # torch's number of the interpolation mode
+_FEWEST_ROUNDS = 5
 _OPERATIONS_OF_A_BILINEAR_SAMPLE = 8  # four corners, each one multiply-add
 
 
@@ -97,18 +98,52 @@ def latency_ms(
         warmup: runs before, untimed.
     """
     read = run.read if isinstance(run, DetrAdapter) else run
-    seconds = []
     with _evaluating(run.model if isinstance(run, DetrAdapter) else run):
         for _ in range(warmup):
             read(batch)
-        for _ in range(repeats):
-            _wait(batch)
-            start = time.perf_counter()
-            read(batch)
-            _wait(batch)
-            seconds.append(time.perf_counter() - start)
-    median, p90 = np.percentile(seconds, [50, 90]) * 1e3
+        times = [_timed(read, batch) for _ in range(repeats)]
+    median, p90 = np.percentile(times, [50, 90])
     return float(median), float(p90)
+
+
+def interleaved_latency_ms(
+    models: Sequence[tuple[DetrAdapter, Batch]], rounds: int = 30, warmup: int = 2, most_seconds: float = 60.0
+) -> list[list[float]]:
+    """Milliseconds that each model took in each round; in a round every model reads its batch once, in turn.
+
+    What else the machine does meanwhile slows all of them down alike, so that they can be compared even where it is
+    busy. Each round begins with another model.
+
+    Args:
+        models: each with a batch on its device.
+        rounds: timed ones.
+        warmup: rounds before, untimed.
+        most_seconds: no further round begins after so long, but five are always run (or ``rounds``, if fewer).
+    """
+    times: list[list[float]] = [[] for _ in models]
+    with ExitStack() as modes:
+        for adapter, _ in models:
+            modes.enter_context(_evaluating(adapter.model))
+        for _ in range(warmup):
+            for adapter, batch in models:
+                adapter.read(batch)
+        started = time.perf_counter()
+        for round_ in range(rounds):
+            if round_ >= _FEWEST_ROUNDS and time.perf_counter() - started > most_seconds:
+                break
+            for turn in range(len(models)):
+                at = (round_ + turn) % len(models)
+                times[at].append(_timed(models[at][0].read, models[at][1]))
+    return times
+
+
+def _timed(read: Callable[[Batch], object], batch: Batch) -> float:
+    """Milliseconds of one call, all that it started on the device included."""
+    _wait(batch)
+    start = time.perf_counter()
+    read(batch)
+    _wait(batch)
+    return 1e3 * (time.perf_counter() - start)
 
 
 @contextmanager

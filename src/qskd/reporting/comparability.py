@@ -29,19 +29,19 @@ _DOUBTFUL = 1.3  # times the latency of a model of the same shape
 _VERSIONS = ("qskd", "torch", "torchvision", "transformers")
 
 
-def warnings_about(runs: Sequence[RunRecord], groups: Sequence[Group]) -> list[str]:
+def warnings_about(runs: Sequence[RunRecord], groups: Sequence[Group], *, latencies: bool = True) -> list[str]:
     """One sentence for each reason not to take differences between the runs at face value.
 
     Args:
         runs: all of them.
         groups: the same runs without teachers, which may be trained in any way.
+        latencies: whether those that the runs measured are shown.
     """
     students = [run for group in groups for run in group.runs]
     return [
         *_unequal(students),
         *(line for group in groups for line in _unlike_reference(group, groups)),
-        *_latencies(runs),
-        *_busy_machines(runs),
+        *(_latencies(runs) + _busy_machines(runs) if latencies else []),
         *_single(runs),
     ]
 

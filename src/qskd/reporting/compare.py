@@ -1,9 +1,10 @@
 """Finished runs side by side: every number of a report, before any of it is drawn."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from qskd.reporting.closeup import CloseUp
 from qskd.reporting.comparability import notes_about, warnings_about
 from qskd.reporting.groups import (
     Difference,
@@ -16,27 +17,12 @@ from qskd.reporting.groups import (
     group_runs,
     metric,
     reference_of,
+    teachers_of,
 )
-from qskd.reporting.records import Role, RunRecord, TeacherRecord
-from qskd.reporting.tables import SHOWN, duration, number, percent, share, signed_percent, text_table
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the main table: a run, or a teacher."""
-
-    name: str
-    role: Role
-    label: str  # of its group
-    seed: int | None
-    metrics: Mapping[str, Any]
-    parameters: int | None
-    gflops: float | None
-    latency_ms: float | None  # median
-    latency_p90_ms: float | None
-    train_seconds: float | None
-    difference: float | None = None  # AP above the baseline of the same seed, or above the baselines' mean
-    gap_closed: float | None = None  # share of the way from that baseline to the teacher
+from qskd.reporting.records import Role, RunRecord
+from qskd.reporting.rows import CostRow, Row, all_rows, cells, cost_rows
+from qskd.reporting.speed import SideBySide
+from qskd.reporting.tables import SHOWN, percent, plain_values, share, signed_percent, text_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,41 +76,61 @@ class Findings:
     """All numbers of a report."""
 
     rows: tuple[Row, ...]
+    costs: tuple[CostRow, ...]
     groups: tuple[GroupRow, ...]
     gains: tuple[Gain, ...]
     classes: tuple[ClassRow, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    speed: SideBySide | None = None  # latencies measured for this report
+    closeup: CloseUp = field(default_factory=CloseUp)  # what single detections tell
 
     @property
     def has_seeds(self) -> bool:
         """Whether any group has more than one run."""
         return any(len(group.seeds) > 1 for group in self.groups)
 
+    def certainty(self, gain: Gain) -> str:
+        """What the choice of validation images leaves open of a gain; empty where that is not known."""
+        contrast = self.closeup.contrast(gain.label, "baseline")
+        ap = contrast.values["AP"] if contrast else None
+        if ap is None or ap.low is None or ap.high is None:
+            return ""
+        verdict = "0 is outside" if ap.is_clear else "0 is inside, so these images do not settle which is better"
+        return (
+            f"95% interval over the choice of the {self.closeup.images} validation images: "
+            f"{signed_percent(ap.low)} to {signed_percent(ap.high)} ({verdict})."
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for report.json."""
-        plain: dict[str, Any] = _plain(asdict(self))
+        plain: dict[str, Any] = plain_values(asdict(self))
         return plain
 
     def text(self) -> str:
         """The main table, what was gained, and what to be careful about."""
         header = "run  role  seed  AP  AP50  AP75  small  medium  large  gain  gap  Mparams  GFLOPs  ms  trained"
-        table = text_table(header.split("  "), [_cells(row) for row in self.rows])
-        lines = [gain.sentence() for gain in self.gains]
+        table = text_table(header.split("  "), [cells(row) for row in self.rows])
+        lines = [" ".join(filter(None, (gain.sentence(), self.certainty(gain)))) for gain in self.gains]
         return "\n".join([table, *lines, *(f"warning: {line}" for line in self.warnings), *self.notes])
 
 
-def compare_runs(runs: Sequence[RunRecord]) -> Findings:
+def compare_runs(
+    runs: Sequence[RunRecord], *, speed: SideBySide | None = None, closeup: CloseUp | None = None
+) -> Findings:
     """Put runs side by side.
 
     Args:
         runs: at least one, with names of their own.
+        speed: latencies that take the place of those that the runs measured.
+        closeup: what single detections tell, where they are known.
     """
     groups = group_runs(runs)
     gains = tuple(_gain(group, reference) for group, reference in _pairs(groups))
-    students = [row for group in groups for row in _student_rows(group, reference_of(group, groups))]
+    rows = all_rows(runs, groups, speed)
     return Findings(
-        rows=(*_teacher_rows(runs), *students),
+        rows=rows,
+        costs=cost_rows(rows, speed),
         groups=tuple(
             GroupRow(
                 group.label,
@@ -136,98 +142,16 @@ def compare_runs(runs: Sequence[RunRecord]) -> Findings:
         ),
         gains=gains,
         classes=_class_rows(runs, groups),
-        warnings=tuple(warnings_about(runs, groups)),
+        warnings=tuple(warnings_about(runs, groups, latencies=speed is None)),
         notes=tuple(notes_about(groups)),
+        speed=speed,
+        closeup=closeup or CloseUp(),
     )
-
-
-def teachers_of(runs: Sequence[RunRecord]) -> dict[str, TeacherRecord]:
-    """The teachers of all distillations by what the report calls them."""
-    found: dict[str, tuple[TeacherRecord, str]] = {}
-    for run in runs:
-        if run.teacher is not None:
-            found.setdefault(run.teacher.fingerprint, (run.teacher, run.name))
-    names = {run.taught: run.name for run in runs if run.taught is not None}
-    taken = {run.name for run in runs}
-    titles: dict[str, TeacherRecord] = {}
-    for position, (key, (teacher, pupil)) in enumerate(found.items(), start=1):
-        plain = "teacher" if len(found) == 1 else f"teacher {position}"
-        titles[names.get(key) or (f"{plain} of {pupil}" if plain in taken else plain)] = teacher
-    return titles
-
-
-def teacher_title(name: str) -> str:
-    """What a teacher of that name is called where no column says what it is."""
-    return name if name.lower().startswith("teacher") else f"teacher ({name})"
 
 
 def _pairs(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
     found = [(group, reference_of(group, groups)) for group in groups]
     return [(group, reference) for group, reference in found if reference is not None]
-
-
-def _teacher_rows(runs: Sequence[RunRecord]) -> list[Row]:
-    by_name = {run.name: run for run in runs if run.role == "teacher"}
-    rows = []
-    for name, teacher in teachers_of(runs).items():
-        run = by_name.get(name)
-        rows.append(
-            _row(
-                name,
-                "teacher",
-                "teacher",
-                run.seed if run else None,
-                teacher.metrics,
-                teacher.cost,
-                run.train_seconds if run else None,
-            )
-        )
-    return rows
-
-
-def _student_rows(group: Group, reference: Group | None) -> list[Row]:
-    rows = []
-    for run in group.runs:
-        gained = difference(Group(group.label, group.role, (run,)), reference, metric("AP")) if reference else None
-        teacher = run.teacher.metrics.get("AP") if run.teacher else None
-        rows.append(
-            _row(
-                run.name,
-                group.role,
-                group.label,
-                run.seed,
-                run.metrics,
-                run.cost,
-                run.train_seconds,
-                difference=gained.mean if gained else None,
-                gap_closed=gap_closed(gained, teacher) if gained else None,
-            )
-        )
-    return rows
-
-
-def _row(
-    name: str,
-    role: Role,
-    label: str,
-    seed: int | None,
-    metrics: Mapping[str, Any],
-    cost: Mapping[str, Any],
-    train_seconds: float | None,
-    **gain: float | None,
-) -> Row:
-    costs = {key: finite(cost.get(key)) for key in ("gflops", "latency_ms", "latency_p90_ms")}
-    return Row(
-        name=name,
-        role=role,
-        label=label,
-        seed=seed,
-        metrics=metrics,
-        parameters=cost.get("parameters"),
-        train_seconds=train_seconds,
-        **costs,
-        **gain,
-    )
 
 
 def _gain(group: Group, reference: Group) -> Gain:
@@ -255,27 +179,3 @@ def _class_rows(runs: Sequence[RunRecord], groups: Sequence[Group]) -> tuple[Cla
         )
         for name in names
     )
-
-
-def _cells(row: Row) -> list[str]:
-    return [
-        row.name,
-        row.label if row.role != "teacher" else row.role,
-        "-" if row.seed is None else str(row.seed),
-        *(percent(row.metrics.get(name)) for name in SHOWN),
-        signed_percent(row.difference),
-        share(row.gap_closed),
-        "-" if row.parameters is None else number(row.parameters / 1e6, 2),
-        number(row.gflops, 2),
-        number(row.latency_ms),
-        duration(row.train_seconds),
-    ]
-
-
-def _plain(value: Any) -> Any:
-    """The value with None for what JSON has no number for."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return finite(value) if isinstance(value, float) else value

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isfinite, sqrt
 from typing import Any
 
-from qskd.reporting.records import Role, RunRecord
+from qskd.reporting.records import Role, RunRecord, TeacherRecord
 
 Reader = Callable[[RunRecord], float | None]
 """Takes one number from a run; None where it is undefined."""
@@ -118,6 +118,26 @@ def reference_of(group: Group, groups: Sequence[Group]) -> Group | None:
         return None
     baselines = [other for other in groups if other.role == "baseline"]
     return min(baselines, key=lambda other: _distance(group.first, other.first, group, other), default=None)
+
+
+def teachers_of(runs: Sequence[RunRecord]) -> dict[str, TeacherRecord]:
+    """The teachers of all distillations by what the report calls them."""
+    found: dict[str, tuple[TeacherRecord, str]] = {}
+    for run in runs:
+        if run.teacher is not None:
+            found.setdefault(run.teacher.fingerprint, (run.teacher, run.name))
+    names = {run.taught: run.name for run in runs if run.taught is not None}
+    taken = {run.name for run in runs}
+    titles: dict[str, TeacherRecord] = {}
+    for position, (key, (teacher, pupil)) in enumerate(found.items(), start=1):
+        plain = "teacher" if len(found) == 1 else f"teacher {position}"
+        titles[names.get(key) or (f"{plain} of {pupil}" if plain in taken else plain)] = teacher
+    return titles
+
+
+def teacher_title(name: str) -> str:
+    """What a teacher of that name is called where no column says what it is."""
+    return name if name.lower().startswith("teacher") else f"teacher ({name})"
 
 
 def _distance(run: RunRecord, other: RunRecord, group: Group, reference: Group) -> tuple[Any, ...]:

@@ -10,9 +10,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from qskd.reporting import curves, tables
-from qskd.reporting.compare import Findings, teacher_title, teachers_of
-from qskd.reporting.groups import Group, finite, group_runs
+from qskd.evaluation.error_types import TYPES
+from qskd.reporting import curves, plots, tables
+from qskd.reporting.compare import Findings
+from qskd.reporting.groups import Group, finite, group_runs, teacher_title, teachers_of
 from qskd.reporting.records import RunRecord
 
 
@@ -26,10 +27,20 @@ class Panel:
 
 
 @dataclass(frozen=True, slots=True)
+class PictureSet:
+    """Images that were chosen for one reason."""
+
+    title: str
+    reason: str
+    rows: Sequence[tuple[str, Sequence[Panel]]]  # name of the image, its panels
+
+
+@dataclass(frozen=True, slots=True)
 class Pictures:
     """All panels of a report, or why there are none."""
 
-    rows: Sequence[tuple[str, Sequence[Panel]]] = ()  # name of the image, its panels
+    rows: Sequence[tuple[str, Sequence[Panel]]] = ()  # name of the image, its panels; evenly chosen
+    extremes: Sequence[PictureSet] = ()  # where a method gains and loses most
     legend: Sequence[tuple[str, str]] = ()  # class, CSS colour
     notes: Sequence[str] = field(default_factory=tuple)
     sheet: str | None = None  # file beside the report that holds all panels
@@ -58,12 +69,17 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = ReportFiles(*(folder / f"report.{kind}" for kind in ("html", "md", "json")))
+    styles = styles_of(runs)
     facts = {
         "title": title,
         "findings": findings,
         "runs": runs,
         "pictures": pictures,
         "charts": charts_of(runs),
+        "overall_curves": plots.overall_curves(findings.closeup, styles),
+        "class_curves": plots.class_curves(findings.closeup, styles),
+        "error_bars": plots.error_bars(findings.closeup),
+        "error_types": TYPES,
         "bars": _bars(findings),
         "has_teacher": any(run.teacher is not None for run in runs),
         "version": version("qskd"),
@@ -103,11 +119,10 @@ def _bars(findings: Findings) -> list[_Bar]:
 
 def charts_of(runs: Sequence[RunRecord]) -> list[curves.Chart]:
     """AP and loss of all runs, then the loss parts of each group's first run; only what was logged."""
-    groups = group_runs(runs)
-    styled = [(group, curves.Style.of(position)) for position, group in enumerate(groups)]
-    teachers = _teacher_levels(runs, len(groups))
-    ap = [line for group, style in styled for line in curves.ap_lines(group.runs, group.label, style)]
-    loss = [line for group, style in styled for line in curves.loss_lines(group.runs, group.label, style)]
+    groups, styles = group_runs(runs), styles_of(runs)
+    teachers = _teacher_levels(runs, styles)
+    ap = [line for group in groups for line in curves.ap_lines(group.runs, group.label, styles[group.label])]
+    loss = [line for group in groups for line in curves.loss_lines(group.runs, group.label, styles[group.label])]
     found = []
     if ap:
         found.append(curves.chart("AP (%) on the validation images", ap, levels=teachers))
@@ -120,12 +135,18 @@ def charts_of(runs: Sequence[RunRecord]) -> list[curves.Chart]:
     ]
 
 
-def _teacher_levels(runs: Sequence[RunRecord], taken: int) -> list[curves.Line]:
+def styles_of(runs: Sequence[RunRecord]) -> dict[str, curves.Style]:
+    """How the lines of each group and each teacher look, in every chart."""
+    labels = [*(group.label for group in group_runs(runs)), *teachers_of(runs)]
+    return {label: curves.Style.of(position) for position, label in enumerate(labels)}
+
+
+def _teacher_levels(runs: Sequence[RunRecord], styles: Mapping[str, curves.Style]) -> list[curves.Line]:
     levels = []
-    for position, (name, teacher) in enumerate(teachers_of(runs).items(), start=taken):
+    for name, teacher in teachers_of(runs).items():
         ap = teacher.metrics.get("AP")
         if isinstance(ap, int | float):
-            levels.append(curves.Line(teacher_title(name), [(0.0, 100 * ap)], curves.Style.of(position)))
+            levels.append(curves.Line(teacher_title(name), [(0.0, 100 * ap)], styles[name]))
     return levels
 
 
@@ -173,6 +194,7 @@ def page_environment() -> Environment:
         "duration": tables.duration,
         "millions": lambda value: "-" if value is None else tables.number(value / 1e6, 2),
         "share": tables.share,
+        "colour": plots.error_colour,
         "short": lambda name: name.removeprefix("AP_") if name.startswith("AP_") else name,
         "drawing": Markup,  # SVG made here, without any name in it
         "plain": markdown_text,

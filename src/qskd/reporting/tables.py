@@ -1,6 +1,7 @@
 """Numbers as lines and tables of text."""
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 SHOWN = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
@@ -56,3 +57,12 @@ def text_table(header: list[str], rows: list[list[str]]) -> str:
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+def plain_values(value: Any) -> Any:
+    """The value with None for what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {str(key): plain_values(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_values(entry) for entry in value]
+    return (value if isfinite(value) else None) if isinstance(value, float) else value

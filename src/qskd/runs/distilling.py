@@ -20,7 +20,7 @@ from qskd.models.deriving import derive_student
 from qskd.models.loading import as_teacher, weights_fingerprint, with_class_names
 from qskd.models.shaping import StudentShape
 from qskd.runs import building, preflight
-from qskd.runs.evaluating import evaluate_adapter
+from qskd.runs.evaluating import evaluate_keeping
 from qskd.runs.folder import RunFolder, changed_options
 from qskd.runs.options import DataOptions, MethodOptions, PairOptions
 from qskd.runs.starting import start_of, start_of_derived
@@ -153,9 +153,7 @@ class Distillation(Job):
         selection = self.settings.selection
         teacher_side = TeacherSide(self.teacher, self.label_map, selection, distiller.terms)
         found = self.preflight(distiller, teacher_side, fingerprint) if check else None
-        metrics = found.teacher_metrics if found else {}
-        if self.splits.val is not None and (found is None or found.teacher_images < len(self.splits.val)):
-            metrics = evaluate_adapter(self.teacher, self.splits.val, self.teacher_size, self.config.eval_batch_size)
+        metrics = self.measured_teacher(found)
         cost = measured_cost(self.teacher, self.teacher_size)
         return self.run(
             resume,
@@ -174,6 +172,20 @@ class Distillation(Job):
             },
         )
 
+    def measured_teacher(self, found: preflight.Preflight | None) -> dict[str, Any]:
+        """The teacher's metrics on the validation split, its detections kept; not twice if preflight saw all of it."""
+        if self.splits.val is None:
+            return {}
+        if found is not None and found.teacher_found is not None and found.teacher_images == len(self.splits.val):
+            metrics, kept = found.teacher_metrics, found.teacher_found
+        else:
+            metrics, kept = evaluate_keeping(
+                self.teacher, self.splits.val, self.teacher_size, self.config.eval_batch_size
+            )
+        if self.folder.is_main:
+            kept.save(self.folder.teacher_detections)
+        return metrics
+
     def preflight(self, distiller: Distiller, teacher: TeacherSide, fingerprint: str) -> preflight.Preflight:
         """All checks before the first epoch; prints and saves what it found.
 
@@ -191,7 +203,7 @@ class Distillation(Job):
             found.warnings.append("classes unknown to the teacher are learnt from the labels alone")
         if self.splits.val is not None:
             found.teacher_images = min(preflight.TEACHER_IMAGES, len(self.splits.val))
-            found.teacher_metrics = evaluate_adapter(
+            found.teacher_metrics, found.teacher_found = evaluate_keeping(
                 self.teacher,
                 self.splits.val,
                 self.teacher_size,

@@ -11,6 +11,7 @@ from qskd.data.index import DetectionIndex
 from qskd.data.transforms import ImageSize
 from qskd.errors import ConfigError
 from qskd.evaluation.coco_map import CocoEvaluator
+from qskd.evaluation.kept import KeptDetections, as_evaluated
 from qskd.evaluation.streaming import evaluate_detector
 from qskd.labels import LabelMap
 from qskd.models.adapter import DetrAdapter
@@ -49,11 +50,24 @@ def evaluate_adapter(
     first: int | None = None,
 ) -> dict[str, Any]:
     """COCO metrics as plain values; ``first`` limits them to so many images, evenly spread."""
+    return evaluate_keeping(adapter, index, size, batch_size, first=first)[0]
+
+
+def evaluate_keeping(
+    adapter: DetrAdapter,
+    index: DetectionIndex,
+    size: ImageSize,
+    batch_size: int,
+    *,
+    first: int | None = None,
+) -> tuple[dict[str, Any], KeptDetections]:
+    """COCO metrics as plain values, and the detections that they were measured on."""
     label_map = LabelMap.between(adapter.id2label, index.class_names)
     dataset = building.evaluation_dataset(index, size)
     subset = Subset(dataset, building.evenly(range(len(dataset)), first)) if first is not None else dataset
     batches = DataLoader(subset, batch_size=batch_size, collate_fn=collate)
-    evaluator = CocoEvaluator(index.ground_truth(), index.category_ids)
+    truth = index.ground_truth()
+    evaluator = CocoEvaluator(truth, index.category_ids)
     metrics = evaluate_detector(
         adapter,
         tqdm(batches, desc="eval", leave=False, disable=None),
@@ -61,4 +75,4 @@ def evaluate_adapter(
         label_map=label_map,
         subset=first is not None,
     )
-    return metrics.as_dict()
+    return metrics.as_dict(), as_evaluated(truth, index.class_names, evaluator.state())

@@ -60,6 +60,16 @@ class RunFolder:
         """The weights at the end of training."""
         return self.path / "last"
 
+    @property
+    def detections(self) -> Path:
+        """What the kept model found on the validation images."""
+        return self.path / "eval" / "val_detections.npz"
+
+    @property
+    def teacher_detections(self) -> Path:
+        """What the teacher of a distillation found on them."""
+        return self.path / "eval" / "teacher_detections.npz"
+
     def model(self) -> Path:
         """The best weights, or the last where nothing was evaluated."""
         return self.best if self.best.is_dir() else self.last

@@ -1,23 +1,20 @@
-"""What trained models find on a few images, drawn: for reports and the demo."""
+"""What trained models find on a few images, drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import torch
 from PIL import Image
 
-from qskd.data.batch import collate
 from qskd.data.images import read_image
 from qskd.data.index import DetectionIndex
-from qskd.data.transforms import ImageSize
-from qskd.evaluation.coco_map import detections_of
-from qskd.labels import LabelMap
-from qskd.models.adapter import DetrAdapter
-from qskd.models.relabel import to_student_classes
-from qskd.reporting.pictures import Objects, draw_objects, shown
+from qskd.errors import QskdError
+from qskd.evaluation.coco_map import Detections
+from qskd.reporting.closeup import Extremes, ImageGain
+from qskd.reporting.pictures import SCORE, Objects, class_colour, data_uri, detection_sheet, draw_objects, shown
+from qskd.reporting.report import Panel, Pictures, PictureSet
 from qskd.runs import building
-
-_AT_A_TIME = 8  # images in one forward pass
+from qskd.runs.sitting import Sitter
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,25 +40,16 @@ def labelled(index: DetectionIndex, positions: Sequence[int]) -> Column:
     return Column("ground truth", tuple(found))
 
 
-@torch.inference_mode()
-def detected(
-    title: str, adapter: DetrAdapter, index: DetectionIndex, size: ImageSize, positions: Sequence[int]
-) -> Column:
-    """What a model finds, in the classes of the data.
+def detected(title: str, found: Mapping[int, Detections], index: DetectionIndex, positions: Sequence[int]) -> Column:
+    """What a model found on some of the images.
 
-    Raises:
-        LabelMapError: the model knows none of them.
+    Args:
+        title: of the column.
+        found: its detections by image id, in the classes of the data.
+        index: the data.
+        positions: of the images.
     """
-    label_map = LabelMap.between(adapter.id2label, index.class_names)
-    dataset = building.evaluation_dataset(index, size)
-    adapter.model.eval()
-    device = next(adapter.model.parameters()).device
-    found: list[Objects] = []
-    for start in range(0, len(positions), _AT_A_TIME):
-        batch = collate([dataset[position] for position in positions[start : start + _AT_A_TIME]]).to(device)
-        view = to_student_classes(adapter.read(batch).view, label_map)
-        found += [shown(one) for one in detections_of(view, batch.original_sizes)]
-    return Column(title, tuple(found))
+    return Column(title, tuple(shown(found[index.images[position].id]) for position in positions))
 
 
 def drawn(index: DetectionIndex, positions: Sequence[int], columns: Sequence[Column]) -> list[list[Image.Image]]:
@@ -72,4 +60,107 @@ def drawn(index: DetectionIndex, positions: Sequence[int], columns: Sequence[Col
         pixels = read_image(record)
         image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
         rows.append([draw_objects(image, column.objects[row], index.class_names) for column in columns])
+    return rows
+
+
+def draw_pictures(
+    index: DetectionIndex,
+    sitters: Sequence[Sitter],
+    found: Mapping[str, Mapping[int, Detections]],
+    extremes: Sequence[Extremes],
+    images: int,
+    sheet: Path,
+) -> Pictures:
+    """Ground truth, teachers, baselines and distilled models on the same validation images.
+
+    Args:
+        index: the images.
+        sitters: the models.
+        found: their detections by name.
+        extremes: where methods gain and lose most; drawn too.
+        images: how many to choose evenly, at most.
+        sheet: image file to write the panels of these to.
+    """
+    positions = evenly_chosen(index, images)
+    note = (
+        f"{len(positions)} of {len(index)} validation images, evenly spread over those that hold objects. Drawn are "
+        f"detections with a score of at least {SCORE}; thin boxes are the best of a model that is less sure."
+    )
+    chosen = [one for one in sitters if one.is_shown and one.shown.name in found]
+    try:
+        columns = _columns(index, chosen, found, positions)
+        panels = drawn(index, positions, columns)
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        detection_sheet(panels, [column.title for column in columns]).save(sheet, quality=88)
+        rows = _rows([index.images.file_names[at] for at in positions], panels, columns, index.class_names)
+        sets, more = _sets(index, chosen, found, extremes)
+    except QskdError as error:
+        return Pictures(notes=[f"No pictures: {error}"])
+    seen = {label for column in (*columns, *more) for objects in column.objects for label in objects.labels}
+    legend = [(index.class_names[at], "#{:02x}{:02x}{:02x}".format(*class_colour(at))) for at in sorted(seen)]
+    return Pictures(rows, sets, legend, [note], sheet.name)
+
+
+def _columns(
+    index: DetectionIndex,
+    sitters: Sequence[Sitter],
+    found: Mapping[str, Mapping[int, Detections]],
+    positions: Sequence[int],
+) -> list[Column]:
+    models = [detected(one.shown.title, found[one.shown.name], index, positions) for one in sitters]
+    return [labelled(index, positions), *models]
+
+
+def _sets(
+    index: DetectionIndex,
+    sitters: Sequence[Sitter],
+    found: Mapping[str, Mapping[int, Detections]],
+    extremes: Sequence[Extremes],
+) -> tuple[list[PictureSet], list[Column]]:
+    """The images on which methods gain most, and those on which they lose most; and what is drawn on them."""
+    place = {id_: at for at, id_ in enumerate(index.images.ids.tolist())}
+    sets, all_columns = [], []
+    for extreme in extremes:
+        pair = [one for one in sitters if one.shown.role == "teacher" or one.shown.title in extreme.titles]
+        for what, gains in (("gains", extreme.best), ("loses", extreme.worst)):
+            positions = [place[gain.image_id] for gain in gains]
+            columns = _columns(index, pair, found, positions)
+            all_columns += columns
+            rows = _rows([_told(gain) for gain in gains], drawn(index, positions, columns), columns, index.class_names)
+            sets += [PictureSet(f"Where {extreme.label} {what} most", _reason(extreme), rows)] if rows else []
+    return sets, all_columns
+
+
+def _told(gain: ImageGain) -> str:
+    return f"{gain.file_name}: score {gain.before:.2f} to {gain.after:.2f}"
+
+
+def _reason(extreme: Extremes) -> str:
+    before, after = extreme.titles
+    return (
+        f"{after} against {before}: better on {extreme.better} images, worse on {extreme.worse}. The score of an image "
+        "is 1 where every object was found and nothing else, 0 where nothing was: F1 at each model's own best score "
+        "threshold, averaged over the IoU thresholds 0.5 to 0.95."
+    )
+
+
+def _rows(
+    names: Sequence[str],
+    panels: Sequence[Sequence[Image.Image]],
+    columns: Sequence[Column],
+    class_names: Sequence[str],
+) -> list[tuple[str, list[Panel]]]:
+    """Named rows of panels with captions."""
+    rows = []
+    for row, (name, images) in enumerate(zip(names, panels, strict=True)):
+        captions = [column.objects[row].counted(class_names) for column in columns]
+        rows.append(
+            (
+                name,
+                [
+                    Panel(column.title, caption, data_uri(image))
+                    for column, caption, image in zip(columns, captions, images, strict=True)
+                ],
+            )
+        )
     return rows

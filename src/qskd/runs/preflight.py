@@ -19,6 +19,7 @@ from qskd.data.batch import Batch, collate
 from qskd.data.dataset import DetectionDataset
 from qskd.distiller import Distiller, StepTotals, TeacherSide, Teaching
 from qskd.errors import PreflightError
+from qskd.evaluation.kept import KeptDetections
 from qskd.labels import LabelMap
 from qskd.reporting.tables import duration, percent
 from qskd.runs.building import evenly
@@ -51,6 +52,7 @@ class Preflight:
     total_steps: int = 0
     peak_memory_gib: float = 0.0
     warnings: list[str] = field(default_factory=list)
+    teacher_found: KeptDetections | None = None  # the teacher's detections on these images
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for preflight.json."""

@@ -21,7 +21,7 @@ from qskd.models.adapter import DetrAdapter
 from qskd.models.loading import structure_fingerprint, with_class_names
 from qskd.models.processors import save_model
 from qskd.runs import building, picturing
-from qskd.runs.evaluating import evaluate_adapter
+from qskd.runs.evaluating import evaluate_keeping
 from qskd.runs.folder import RunFolder, changed_options, environment
 from qskd.runs.options import DataOptions, ModelOptions
 from qskd.runs.starting import start_of
@@ -196,8 +196,10 @@ class Job:
         adapter = building.open_model(str(kept), None, box_frame=self.student.box_frame)
         adapter.model.to(self.config.device)
         if self.splits.val is not None:
-            metrics = evaluate_adapter(adapter, self.splits.val, self.size, self.config.eval_batch_size)
+            metrics, found = evaluate_keeping(adapter, self.splits.val, self.size, self.config.eval_batch_size)
             self.folder.save_json("eval/val.json", metrics)
+            if self.folder.is_main:
+                found.save(self.folder.detections)
         summary |= {"metrics": metrics, "cost": measured_cost(adapter, self.size)}
         self.folder.save_json("summary.json", summary)
         return RunResult(self.folder.path, kept, metrics, summary)
@@ -205,12 +207,16 @@ class Job:
 
 def measured_cost(adapter: DetrAdapter, size: ImageSize) -> dict[str, Any]:
     """Parameters, GFLOPs and latency on one image of this size."""
+    return cost_of(adapter, one_image(size).to(next(adapter.model.parameters()).device)).as_dict()
+
+
+def one_image(size: ImageSize) -> Batch:
+    """A batch of one image of noise, as large as one of 480 x 640 pixels becomes."""
     height, width = size.of(480, 640)
     pixels = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     content = torch.tensor([[height, width]])
     targets = Targets.from_lists([torch.zeros(0, dtype=torch.long)], [torch.zeros(0, 4)])
-    batch = Batch(pixels, content, targets, (0,), ((height, width),))
-    return cost_of(adapter, batch.to(next(adapter.model.parameters()).device)).as_dict()
+    return Batch(pixels, content, targets, (0,), ((height, width),))
 
 
 def _save(adapter: DetrAdapter, path: Path, size: ImageSize) -> None:
