@@ -35,13 +35,14 @@ class Objects:
     labels: tuple[int, ...]  # class index of each
     boxes: tuple[Box, ...]  # xyxy, pixels of the original image
     scores: tuple[float, ...] | None = None  # None: these are labels of the data
-    is_sure: bool = True  # False: no score reached ``SCORE``, these are merely the best
+    is_sure: bool = True  # False: no score reached the threshold, these are merely the best
+    threshold: float = SCORE
 
     def counted(self, class_names: Sequence[str]) -> str:
         """The objects in words, most frequent first: ``3 cat, 1 dog``."""
         counts = Counter(class_names[label] for label in self.labels)
         text = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
-        return text if self.is_sure else f"no score of {SCORE}; best: {text}"
+        return text if self.is_sure else f"no score of {self.threshold:.2g}; best: {text}"
 
 
 def shown(found: Detections, score: float = SCORE) -> Objects:
@@ -54,6 +55,7 @@ def shown(found: Detections, score: float = SCORE) -> Objects:
         tuple((float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in found.boxes[chosen]),
         tuple(float(value) for value in found.scores[chosen]),
         is_sure,
+        score,
     )
 
 

@@ -31,7 +31,7 @@ class PictureSet:
     """Images that were chosen for one reason."""
 
     title: str
-    reason: str
+    reason: str  # empty where an earlier set has given it
     rows: Sequence[tuple[str, Sequence[Panel]]]  # name of the image, its panels
 
 

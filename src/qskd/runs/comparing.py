@@ -94,4 +94,4 @@ def _look(
     found = find_all(sitters, index, notes)
     records = [run.record for run in runs]
     closeup = look_closely(records, sitters, index, found, notes, (images + 1) // 2)
-    return closeup, draw_pictures(index, sitters, found, closeup.extremes, images, sheet) if images else Pictures()
+    return closeup, draw_pictures(index, sitters, found, closeup, images, sheet) if images else Pictures()

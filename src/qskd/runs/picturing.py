@@ -10,7 +10,7 @@ from qskd.data.images import read_image
 from qskd.data.index import DetectionIndex
 from qskd.errors import QskdError
 from qskd.evaluation.coco_map import Detections
-from qskd.reporting.closeup import Extremes, ImageGain
+from qskd.reporting.closeup import CloseUp, Extremes, ImageGain
 from qskd.reporting.pictures import SCORE, Objects, class_colour, data_uri, detection_sheet, draw_objects, shown
 from qskd.reporting.report import Panel, Pictures, PictureSet
 from qskd.runs import building
@@ -40,7 +40,13 @@ def labelled(index: DetectionIndex, positions: Sequence[int]) -> Column:
     return Column("ground truth", tuple(found))
 
 
-def detected(title: str, found: Mapping[int, Detections], index: DetectionIndex, positions: Sequence[int]) -> Column:
+def detected(
+    title: str,
+    found: Mapping[int, Detections],
+    index: DetectionIndex,
+    positions: Sequence[int],
+    score: float = SCORE,
+) -> Column:
     """What a model found on some of the images.
 
     Args:
@@ -48,8 +54,9 @@ def detected(title: str, found: Mapping[int, Detections], index: DetectionIndex,
         found: its detections by image id, in the classes of the data.
         index: the data.
         positions: of the images.
+        score: from which detections are drawn.
     """
-    return Column(title, tuple(shown(found[index.images[position].id]) for position in positions))
+    return Column(title, tuple(shown(found[index.images[position].id], score) for position in positions))
 
 
 def drawn(index: DetectionIndex, positions: Sequence[int], columns: Sequence[Column]) -> list[list[Image.Image]]:
@@ -67,7 +74,7 @@ def draw_pictures(
     index: DetectionIndex,
     sitters: Sequence[Sitter],
     found: Mapping[str, Mapping[int, Detections]],
-    extremes: Sequence[Extremes],
+    closeup: CloseUp,
     images: int,
     sheet: Path,
 ) -> Pictures:
@@ -77,7 +84,7 @@ def draw_pictures(
         index: the images.
         sitters: the models.
         found: their detections by name.
-        extremes: where methods gain and lose most; drawn too.
+        closeup: knows where methods gain and lose most; these images are drawn, too.
         images: how many to choose evenly, at most.
         sheet: image file to write the panels of these to.
     """
@@ -93,7 +100,7 @@ def draw_pictures(
         sheet.parent.mkdir(parents=True, exist_ok=True)
         detection_sheet(panels, [column.title for column in columns]).save(sheet, quality=88)
         rows = _rows([index.images.file_names[at] for at in positions], panels, columns, index.class_names)
-        sets, more = _sets(index, chosen, found, extremes)
+        sets, more = _sets(index, chosen, found, closeup)
     except QskdError as error:
         return Pictures(notes=[f"No pictures: {error}"])
     seen = {label for column in (*columns, *more) for objects in column.objects for label in objects.labels}
@@ -106,8 +113,13 @@ def _columns(
     sitters: Sequence[Sitter],
     found: Mapping[str, Mapping[int, Detections]],
     positions: Sequence[int],
+    thresholds: Mapping[str, float] | None = None,
 ) -> list[Column]:
-    models = [detected(one.shown.title, found[one.shown.name], index, positions) for one in sitters]
+    """Ground truth and models; ``thresholds`` by title, else the same for all."""
+    models = [
+        detected(one.title, found[one.name], index, positions, (thresholds or {}).get(one.title, SCORE))
+        for one in (sitter.shown for sitter in sitters)
+    ]
     return [labelled(index, positions), *models]
 
 
@@ -115,32 +127,38 @@ def _sets(
     index: DetectionIndex,
     sitters: Sequence[Sitter],
     found: Mapping[str, Mapping[int, Detections]],
-    extremes: Sequence[Extremes],
+    closeup: CloseUp,
 ) -> tuple[list[PictureSet], list[Column]]:
     """The images on which methods gain most, and those on which they lose most; and what is drawn on them."""
     place = {id_: at for at, id_ in enumerate(index.images.ids.tolist())}
-    sets, all_columns = [], []
-    for extreme in extremes:
+    thresholds = {one.title: one.errors.threshold for one in closeup.models}
+    sets: list[PictureSet] = []
+    all_columns: list[Column] = []
+    for extreme in closeup.extremes:
         pair = [one for one in sitters if one.shown.role == "teacher" or one.shown.title in extreme.titles]
+        reason = _reason(extreme)
         for what, gains in (("gains", extreme.best), ("loses", extreme.worst)):
             positions = [place[gain.image_id] for gain in gains]
-            columns = _columns(index, pair, found, positions)
+            columns = _columns(index, pair, found, positions, thresholds)
             all_columns += columns
             rows = _rows([_told(gain) for gain in gains], drawn(index, positions, columns), columns, index.class_names)
-            sets += [PictureSet(f"Where {extreme.label} {what} most", _reason(extreme), rows)] if rows else []
+            if rows:
+                sets.append(PictureSet(f"Where {extreme.label} {what} most", reason, rows))
+                reason = ""
     return sets, all_columns
 
 
 def _told(gain: ImageGain) -> str:
-    return f"{gain.file_name}: score {gain.before:.2f} to {gain.after:.2f}"
+    return f"{gain.file_name}: from {gain.before:.2f} to {gain.after:.2f}"
 
 
 def _reason(extreme: Extremes) -> str:
     before, after = extreme.titles
     return (
-        f"{after} against {before}: better on {extreme.better} images, worse on {extreme.worse}. The score of an image "
-        "is 1 where every object was found and nothing else, 0 where nothing was: F1 at each model's own best score "
-        "threshold, averaged over the IoU thresholds 0.5 to 0.95."
+        f"{after} against {before}: better on {extreme.better} images, worse on {extreme.worse}. An image counts 1 "
+        "where a model finds every object and nothing else, 0 where it finds none: F1 at the score threshold that is "
+        "best for that model over all images, averaged over the IoU thresholds 0.5 to 0.95. Drawn is what counts: "
+        "detections from that threshold on."
     )
 
 
