@@ -10,7 +10,14 @@ from torch import nn
 from builders import tiny_detr
 from builders_deformable import tiny_deformable_detr, tiny_rt_detr
 from qskd.data.batch import Batch, Targets
-from qskd.evaluation.cost import cost_of, count_operations, count_parameters, gflops, latency_ms
+from qskd.evaluation.cost import (
+    cost_of,
+    count_operations,
+    count_parameters,
+    gflops,
+    interleaved_latency_ms,
+    latency_ms,
+)
 from qskd.models.families import adapter_class
 
 
@@ -145,3 +152,24 @@ def test_modes_come_back_even_when_the_model_fails():
         latency_ms(model, batch_of(1, 8, 8))
     assert model.training
     assert torch.is_grad_enabled()
+
+
+def test_interleaved_models_are_timed_in_turn_each_round_by_another_first(monkeypatch):
+    order, clock = [], iter(range(10_000))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock) / 1000)
+    models = [adapter_of(tiny_rt_detr()), adapter_of(tiny_rt_detr())]
+    for at, adapter in enumerate(models):
+        monkeypatch.setattr(type(adapter), "read", lambda self, _: order.append(models.index(self)))
+        adapter.model.train(at == 0)
+    batch = batch_of(1, 64, 64)
+    times = interleaved_latency_ms([(adapter, batch) for adapter in models], rounds=3, warmup=1)
+    assert order == [0, 1, 0, 1, 1, 0, 0, 1]
+    assert [len(one) for one in times] == [3, 3]
+    assert times[0] == pytest.approx([1.0] * 3)  # the clock moves by 1 ms each time it is asked
+    assert [adapter.model.training for adapter in models] == [True, False]
+
+
+def test_interleaving_ends_when_its_time_is_over_but_not_before_five_rounds():
+    adapter, batch = adapter_of(tiny_rt_detr()), batch_of(1, 64, 64)
+    (times,) = interleaved_latency_ms([(adapter, batch)], rounds=50, warmup=0, most_seconds=0.0)
+    assert len(times) == 5

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
+from qskd.data.batch import Batch
 from qskd.errors import QskdError
 from qskd.evaluation.cost import interleaved_latency_ms
+from qskd.models.adapter import DetrAdapter
 from qskd.reporting.speed import Latency, SideBySide
 from qskd.runs.sitting import Sitter
 from qskd.runs.training import one_image
@@ -20,14 +22,14 @@ def time_side_by_side(sitters: Sequence[Sitter], notes: list[str]) -> SideBySide
     """
     opened = []
     for sitter in sitters:
+        if not sitter.is_shown:
+            continue
         try:
-            adapter = sitter.open() if sitter.is_shown else None
-        except QskdError as error:
+            adapter, batch = _ready(sitter)
+        except (QskdError, RuntimeError, ValueError) as error:  # torch's own too: out of memory, image too small
             notes.append(f"No latency of {sitter.shown.title}: {error}")
             continue
-        if adapter is not None:
-            batch = one_image(sitter.size).to(next(adapter.model.parameters()).device)
-            opened.append((sitter.shown, adapter, batch))
+        opened.append((sitter.shown, adapter, batch))
     if not opened:
         return None
     times = interleaved_latency_ms([(adapter, batch) for _, adapter, batch in opened])
@@ -38,3 +40,18 @@ def time_side_by_side(sitters: Sequence[Sitter], notes: list[str]) -> SideBySide
     device = opened[0][2].pixels.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return SideBySide(tuple(latencies), len(times[0]), name, torch.get_num_threads())
+
+
+@torch.inference_mode()
+def _ready(sitter: Sitter) -> tuple[DetrAdapter, Batch]:
+    """A model and an image that it has read once.
+
+    Raises:
+        QskdError: there is no such model.
+        RuntimeError, ValueError: it cannot read a single image of its size.
+    """
+    adapter = sitter.open()
+    adapter.model.eval()
+    batch = one_image(sitter.size).to(next(adapter.model.parameters()).device)
+    adapter.read(batch)
+    return adapter, batch
