@@ -3,11 +3,16 @@
 import html.parser
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from qskd.evaluation.matching import Matches
+from qskd.reporting.closeup import CloseUp, Shown, extremes_of, model_closeups
+from qskd.reporting.groups import group_runs, teachers_of
+from qskd.reporting.intervals import contrasts_of, sample_all, scores_of
 from qskd.reporting.records import RunRecord
 
 TEACHER = {
@@ -123,3 +128,22 @@ class Page(html.parser.HTMLParser):
 
     def handle_data(self, data):
         self.texts.append(data)
+
+
+def closeup_of(runs: Sequence[RunRecord], matches: Mapping[str, Matches], draws: int = 20) -> CloseUp:
+    """What a report says of these detections, by name of the run; the first run of each group is shown."""
+    groups, teachers = group_runs(runs), teachers_of(runs)
+    sampled = sample_all(matches, draws)
+    truth = next(iter(matches.values())).truth
+    shown = [Shown(name, name, name, "teacher") for name in teachers]
+    shown += [Shown(group.label, group.label, group.first.name, group.role) for group in groups]
+    names = {id_: f"{id_}.png" for id_ in truth.image_ids}
+    return CloseUp(
+        scores_of(groups, list(teachers), sampled),
+        contrasts_of(groups, {one.fingerprint: name for name, one in teachers.items()}, sampled),
+        model_closeups(shown, matches),
+        extremes_of(groups, shown, matches, names, 2),
+        dict(zip(truth.class_names, truth.objects().sum(axis=0).tolist(), strict=True)),
+        len(truth.image_ids),
+        draws,
+    )

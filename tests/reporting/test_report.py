@@ -1,13 +1,19 @@
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
-from builders_reports import EVIL, TEACHER, Page, entries, record
+from builders_detections import random_scene
+from builders_reports import EVIL, TEACHER, Page, closeup_of, entries, record
+from qskd.evaluation.matching import Truth, match
 from qskd.reporting.compare import compare_runs
-from qskd.reporting.report import Panel, Pictures, charts_of, markdown_text, write_report
+from qskd.reporting.groups import teachers_of
+from qskd.reporting.report import Panel, Pictures, PictureSet, charts_of, markdown_text, write_report
+from qskd.reporting.speed import Latency, SideBySide
 
 PICTURES = Pictures(
+    extremes=[PictureSet(EVIL, EVIL, [(EVIL, [Panel(EVIL, EVIL, "data:image/jpeg;base64,AAAA")])])],
     rows=[(EVIL, [Panel(EVIL, EVIL, "data:image/jpeg;base64,AAAA")])],
     legend=[(EVIL, "#112233")],
     notes=[EVIL],
@@ -26,8 +32,20 @@ def evil_runs():
     ]
 
 
+def evil_matches(runs):
+    """Detections of every run and of the teacher, of classes with terrible names."""
+    truth, found = random_scene(4, 4, 2, 8)
+    for category in truth["categories"]:
+        category["name"] += EVIL
+    matches = match(Truth.of(truth), dict(zip((image["id"] for image in truth["images"]), found, strict=True)))
+    return dict.fromkeys((*(run.name for run in runs), *teachers_of(runs)), matches)
+
+
 def write(folder, runs, pictures=PICTURES):
-    return write_report(folder, compare_runs(runs), runs, pictures)
+    closeup = closeup_of(runs, evil_matches(runs))
+    closeup = replace(closeup, notes=(EVIL,), models=tuple(replace(one, title=EVIL) for one in closeup.models))
+    speed = SideBySide((Latency(EVIL, "teacher", 2.0, 3.0, (64, 64)),), 5, EVIL, 2)
+    return write_report(folder, compare_runs(runs, closeup=closeup, speed=speed), runs, pictures)
 
 
 def test_names_cannot_break_out_of_the_page(tmp_path):
@@ -46,6 +64,30 @@ def test_the_page_asks_nothing_of_the_network(tmp_path):
     assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
     assert "default-src 'none'" in text
     assert re.findall(r"url\((?!#)|@import", text) == []
+
+
+def test_the_closer_look_stands_in_the_page_and_in_markdown(tmp_path):
+    files = write(tmp_path, evil_runs())
+    text, lines = files.html.read_text("utf-8"), files.markdown.read_text("utf-8")
+    for words in ("Kinds of mistakes", "AP by class", "score<br>from", "Bolya et al."):
+        assert words in text
+    assert "Kinds of mistakes" in lines
+    assert re.search(r"\| all, AP50 \| \d+ \| [\d.]+ \([\d.]+ to [\d.]+\) \|", lines)
+    assert re.search(r"<td>[\d.]+<small>[\d.]+ to [\d.]+</small></td>", text)
+    page = Page(text)
+    assert "".join(page.texts).count("IoU 0.75") >= 1 + 2  # all classes, and each
+    assert text.count('<div class="stack" role="img"') == 3
+
+
+def test_every_figure_says_what_it_shows_and_every_section_can_be_reached(tmp_path):
+    text = write(tmp_path, evil_runs()).html.read_text("utf-8")
+    page = Page(text)
+    assert text.count("<figure>") == text.count("<figcaption>")
+    assert len(re.findall(r'<img [^>]*alt="[^"]+"', text)) == text.count("<img")
+    assert all(re.search(r'aria-label="[^"]+"', tag) for tag in re.findall(r'<[^>]*role="img"[^>]*>', text))
+    inside = [address[1:] for address in page.addresses if re.fullmatch("#[a-z]+", address)]
+    assert {"results", "costs", "classes", "precision", "errors", "curves", "pictures", "settings"} <= set(inside)
+    assert set(inside) <= set(page.ids)
 
 
 def test_ids_are_unique_and_tables_scroll_by_themselves(tmp_path):

@@ -10,7 +10,9 @@ import torch
 import qskd
 from builders_runs import NAMES, edited, entries_of, tiny_run, without_objects
 from qskd.errors import CheckpointError, ConfigError, DataError, LabelMapError, PreflightError, UnsupportedFamily
+from qskd.evaluation.kept import KeptDetections
 from qskd.models.loading import load_model, weights_fingerprint
+from qskd.runs import evaluating
 from qskd.runs.distilling import make_student
 from qskd.runs.options import PairOptions
 
@@ -54,6 +56,24 @@ def test_a_finished_run_leaves_its_folder_as_promised(checked):
         "preflight.json",
         "summary.json",
     }
+
+
+@pytest.mark.parametrize("sample", [200, 3], ids=["preflight saw all images", "preflight saw some"])
+def test_the_teacher_is_asked_once_and_its_detections_are_kept(scenes, tmp_path, monkeypatch, sample):
+    monkeypatch.setattr("qskd.runs.preflight.TEACHER_IMAGES", sample)
+    asked = []
+    measure = evaluating.evaluate_keeping
+
+    def counted(*arguments, **named):
+        asked.append(named.get("first"))
+        return measure(*arguments, **named)
+
+    monkeypatch.setattr("qskd.runs.distilling.evaluate_keeping", counted)
+    run = qskd.distill(**options(tmp_path / "run", scenes))
+    assert asked == ([6] if sample == 200 else [3, None])
+    kept = KeptDetections.load(tmp_path / "run" / "eval" / "teacher_detections.npz")
+    assert len(kept.state.image_ids) == 6
+    assert int(kept.state.counts.sum()) == run.summary["teacher"]["metrics"]["num_detections"]
 
 
 def test_the_label_map_says_which_class_is_which(checked):

@@ -10,7 +10,10 @@ from PIL import Image
 
 import qskd
 from builders_runs import NAMES, edited, entries_of, tiny_run, without_objects
+from qskd.data.formats.coco import find_split, load_coco
 from qskd.errors import CheckpointError, ConfigError, DataError, NonFiniteLoss
+from qskd.evaluation.coco_map import CocoEvaluator
+from qskd.evaluation.kept import KeptDetections, images_digest
 from qskd.models.loading import load_model
 
 EVERY_STEP = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
@@ -65,6 +68,16 @@ def test_the_kept_model_is_measured_as_it_lies_on_disk(finished, scenes):
     assert qskd.evaluate(model=finished.model, data=scenes) == finished.metrics
     logged = max(entry["eval_AP"] for entry in entries_of(finished.folder, "eval_AP"))
     assert finished.metrics["AP"] == pytest.approx(logged, abs=1e-6)
+
+
+def test_the_detections_are_kept_that_were_measured(finished, scenes):
+    kept = KeptDetections.load(finished.folder / "eval" / "val_detections.npz")
+    index = load_coco(*find_split(scenes, "val"))
+    assert kept.images == images_digest(index.images.ids, index.images.file_names)
+    evaluator = CocoEvaluator(index.ground_truth(), index.category_ids)
+    evaluator.merge([kept.state])
+    assert evaluator.result().as_dict() == finished.metrics
+    assert max(kept.state.counts) <= 100
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(finished, scenes, tiny_folders):
