@@ -80,3 +80,12 @@ def test_images_without_objects_or_detections_are_matched(found):
 
 def test_no_images_are_no_error():
     assert len(match(Truth.of(ground_truth([], [])), {}).score) == 0
+
+
+def test_of_two_objects_overlapped_alike_the_later_one_is_taken_as_pycocotools_does():
+    truth = ground_truth([(1, 10, [0, 0, 10, 10]), (1, 10, [2, 0, 10, 10])], [1], categories=1)
+    found = [detections((0.9, 0, [1, 0, 11, 10]), (0.8, 0, [0, 0, 10, 10]))]  # IoU 9/11 with both; 1 with the first
+    matches = tables(truth, found)
+    assert matches.object_of.tolist() == [1, 0]
+    ap = average_precision(matches, np.ones((1, 1), dtype=np.int32))[0]
+    np.testing.assert_allclose(ap, class_ap(reference(truth, found)), atol=1e-9)
