@@ -84,6 +84,7 @@ def test_no_images_are_no_error():
 
 def test_of_two_objects_overlapped_alike_the_later_one_is_taken_as_pycocotools_does():
     truth = ground_truth([(1, 10, [0, 0, 10, 10]), (1, 10, [2, 0, 10, 10])], [1], categories=1)
+    truth["annotations"] = [{**row, "iscrowd": 0} for row in truth["annotations"]]
     found = [detections((0.9, 0, [1, 0, 11, 10]), (0.8, 0, [0, 0, 10, 10]))]  # IoU 9/11 with both; 1 with the first
     matches = tables(truth, found)
     assert matches.object_of.tolist() == [1, 0]

@@ -158,7 +158,7 @@ def _reason(extreme: Extremes) -> str:
         f"{after} against {before}: better on {extreme.better} images, worse on {extreme.worse}. An image counts 1 "
         "where a model finds every object and nothing else, 0 where it finds none: F1 at the score threshold that is "
         "best for that model over all images, averaged over the IoU thresholds 0.5 to 0.95. Drawn is what counts: "
-        "detections from that threshold on."
+        "detections from that threshold on; thin boxes, where none reaches it, do not count."
     )
 
 
