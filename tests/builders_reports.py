@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -147,3 +148,8 @@ def closeup_of(runs: Sequence[RunRecord], matches: Mapping[str, Matches], draws:
         len(truth.image_ids),
         draws,
     )
+
+
+def panel_titles(page: Path) -> list[str]:
+    """What stands under the pictures of a report, each once."""
+    return list(dict.fromkeys(re.findall(r"<figcaption><b>(.*?)</b>", page.read_text("utf-8"))))

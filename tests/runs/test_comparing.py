@@ -1,18 +1,12 @@
 import json
-import re
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from builders_reports import TEACHER, write_run
-from qskd.data.formats.coco import find_split, load_coco
-from qskd.data.synthetic import draw_dataset
+from builders_reports import TEACHER, panel_titles, write_run
 from qskd.errors import ConfigError, DataError
-from qskd.evaluation.coco_map import Detections, EvaluatorState
-from qskd.evaluation.kept import as_evaluated
 from qskd.models.loading import load_model, weights_fingerprint
 from qskd.runs.comparing import compare
 from qskd.runs.options import DataOptions
@@ -44,10 +38,6 @@ def folders(tmp_path, scenes, tiny_folders):
     return made
 
 
-def titles(comparison):
-    return list(dict.fromkeys(re.findall(r"<figcaption><b>(.*?)</b>", comparison.html.read_text("utf-8"))))
-
-
 def test_runs_are_compared_with_pictures_of_every_role(folders, tmp_path):
     made = compare(folders, tmp_path / "out", images=2)
     assert [(row.name, row.role) for row in made.rows] == [
@@ -57,7 +47,7 @@ def test_runs_are_compared_with_pictures_of_every_role(folders, tmp_path):
         ("qskd1", "distilled"),
         ("qskd2", "distilled"),
     ]
-    assert titles(made) == ["ground truth", "teacher_run", "baseline (seed 1)", "qskd (seed 1)"]
+    assert panel_titles(made.html) == ["ground truth", "teacher_run", "baseline (seed 1)", "qskd (seed 1)"]
     assert made.html.read_text("utf-8").count("<img") == 2 * 4
     assert made.pictures is not None
     assert Image.open(made.pictures).width > 3 * 384
@@ -84,7 +74,7 @@ def test_a_run_that_has_other_weights_than_the_teacher_it_was_is_not_taken_for_i
 def test_a_teacher_whose_folder_is_gone_is_left_out_of_the_pictures(folders, tmp_path):
     shutil.rmtree(folders[0])
     made = compare(folders[1:], tmp_path / "out", images=1)
-    assert titles(made) == ["ground truth", "baseline (seed 1)", "qskd (seed 1)"]
+    assert panel_titles(made.html) == ["ground truth", "baseline (seed 1)", "qskd (seed 1)"]
     assert "No detections of teacher: its folder" in made.html.read_text("utf-8")
     assert made.rows[0].name == "teacher"
 
@@ -95,7 +85,7 @@ def test_a_teacher_with_other_weights_by_now_is_not_drawn(folders, tmp_path):
         next(model.parameters()).add_(1.0)
     model.save_pretrained(folders[0] / "best")
     made = compare(folders[1:], tmp_path / "out", images=1)
-    assert "teacher" not in titles(made)
+    assert "teacher" not in panel_titles(made.html)
     assert "holds other weights" in made.html.read_text("utf-8")
 
 
@@ -109,7 +99,7 @@ def test_without_its_data_a_report_has_no_pictures_but_says_why(tmp_path, tiny_f
 def test_data_can_be_named(tmp_path, tiny_folders, scenes):
     run = write_run(tmp_path / "a", model=tiny_folders["rt_detr_student"])
     made = compare([run], tmp_path / "out", data=DataOptions(data=str(scenes)), images=1)
-    assert titles(made) == ["ground truth", "baseline"]
+    assert panel_titles(made.html) == ["ground truth", "baseline"]
     with pytest.raises(DataError):
         compare([run], tmp_path / "out", data=DataOptions(data=str(tmp_path / "nowhere")))
 
@@ -125,7 +115,7 @@ def test_a_model_that_is_gone_or_knows_no_class_is_told_and_left_out(tmp_path, s
         write_run(tmp_path / "b", model=broken, config=data | {"flip": 0.1}),
     ]
     made = compare(runs, tmp_path / "out", images=1)
-    assert titles(made) == ["ground truth"]
+    assert panel_titles(made.html) == ["ground truth"]
     assert made.html.read_text("utf-8").count("No detections of baseline") == 2
     assert made.findings.closeup.models == ()
 
@@ -198,106 +188,6 @@ def test_bad_options_are_refused(tmp_path):
         compare([run], run / "summary.json")
     with pytest.raises(ConfigError, match="No runs"):
         compare([], tmp_path / "out")
-
-
-def keep(run, index, found, *, teacher=False):
-    """Write detections as a finished run does."""
-    state = EvaluatorState(
-        np.array([image.id for image in index.images]),
-        np.array([len(one.scores) for one in found]),
-        np.concatenate([np.column_stack([one.scores, one.labels, one.boxes]) for one in found]).astype(np.float32),
-    )
-    kept = as_evaluated(index.ground_truth(), index.class_names, state)
-    kept.save(run / "eval" / ("teacher_detections.npz" if teacher else "val_detections.npz"))
-
-
-@pytest.fixture
-def kept(tmp_path, scenes):
-    """Two runs that kept what they found: the baseline half of the objects, the distilled model and teacher all."""
-    index = load_coco(*find_split(scenes, "val"))
-    every = [
-        Detections(np.linspace(0.9, 0.8, len(index.labels(at))), index.labels(at), index.boxes(at))
-        for at in range(len(index))
-    ]
-    half = [Detections(*(column[::2] for column in one)) for one in every]
-    data = {"data": str(scenes)}
-    base = write_run(tmp_path / "base", config=data)
-    student = write_run(tmp_path / "dist", kind="distill", config=data)
-    keep(base, index, half)
-    keep(student, index, every)
-    keep(student, index, every, teacher=True)
-    return base, student, index
-
-
-def test_kept_detections_need_no_models(kept, tmp_path):
-    base, student, index = kept
-    made = compare([base, student], tmp_path / "out", images=2, latency=False)
-    look = made.findings.closeup
-    scores = {one.label: one.values["AP50"].value for one in look.scores}
-    # Crowds aside, every object is found once by the teacher and the distilled model.
-    assert scores["teacher"] == scores["qskd"] == pytest.approx(1.0)
-    assert scores["baseline"] < 0.8
-    gained = look.contrast("qskd", "baseline").values["AP50"]
-    assert gained.value == pytest.approx(1.0 - scores["baseline"])
-    assert 0 < gained.low <= gained.value <= gained.high
-    assert look.contrast("qskd", "teacher").values["AP"].value == 0.0
-    assert {one.label: one.errors.counts["missed"] for one in look.models} == {
-        "teacher": 0,
-        "baseline": sum(len(index.labels(at)) // 2 for at in range(len(index))),
-        "qskd": 0,
-    }
-    assert not [note for note in look.notes if "No detections" in note or "Asked again" in note]
-    assert titles(made) == ["ground truth", "teacher", "baseline", "qskd"]
-
-
-def test_the_best_images_are_those_with_the_largest_gain(kept, tmp_path):
-    base, student, index = kept
-    made = compare([base, student], tmp_path / "out", images=4, latency=False)
-    (found,) = made.findings.closeup.extremes
-    # Of n objects the baseline finds half, rounded up: its F1 is 2 h / (h + n); the distilled model's is 1.
-    counts = [len(index.labels(at)) for at in range(len(index))]
-    wanted = sorted((1 - 2 * ((n + 1) // 2) / ((n + 1) // 2 + n) if n else 0.0 for n in counts), reverse=True)
-    assert [one.after - one.before for one in found.best] == pytest.approx(wanted[:2])
-    assert (found.better, found.worse, found.worst) == (sum(value > 0 for value in wanted), 0, ())
-    text = made.html.read_text("utf-8")
-    assert "Where qskd gains most" in text
-    assert "loses most" not in text
-    assert text.count("<img") == 4 * (2 + min(4, sum(n > 0 for n in counts)))
-
-
-def test_detections_of_other_images_are_not_taken(kept, tmp_path, tiny_folders):
-    base, student, _ = kept
-    renamed = tmp_path / "renamed"
-    draw_dataset(renamed, train=1, val=7, size=64, seed=5)
-    shutil.copytree(tiny_folders["rt_detr_student"], base / "best")
-    made = compare([base, student], tmp_path / "out", data=DataOptions(data=str(renamed)), images=0, latency=False)
-    look = made.findings.closeup
-    assert [one.label for one in look.models] == ["baseline"]
-    assert any("Asked again" in note and "base" in note for note in look.notes)
-    assert any("No detections of qskd" in note for note in look.notes)
-
-
-def test_damaged_detections_are_told_and_the_model_is_asked(kept, tmp_path, tiny_folders):
-    base, _, _ = kept
-    (base / "eval" / "val_detections.npz").write_bytes(b"no")
-    shutil.copytree(tiny_folders["rt_detr_student"], base / "best")
-    look = compare([base], tmp_path / "out", images=0, latency=False).findings.closeup
-    assert [one.label for one in look.models] == ["baseline"]
-    assert any("the file is damaged" in note for note in look.notes)
-
-
-def test_a_summary_that_does_not_fit_the_detections_is_told(kept, tmp_path):
-    notes = compare(kept[:1], tmp_path / "out", images=0, latency=False).findings.closeup.notes
-    assert any("its summary says 30.0" in note for note in notes)
-
-
-def test_old_runs_without_data_leave_the_closer_look_out(tmp_path):
-    made = compare([write_run(tmp_path / "a"), write_run(tmp_path / "b", kind="distill")], tmp_path / "out")
-    text = made.html.read_text("utf-8")
-    assert "Nothing is said about single detections" in text
-    assert "Kinds of mistakes" not in text
-    assert "AP by class" in text
-    assert json.loads(made.json.read_text())["closeup"]["models"] == []
 
 
 def test_latencies_are_measured_in_turn_and_take_the_place_of_old_ones(folders, tmp_path):
