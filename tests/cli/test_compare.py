@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from builders_reports import write_run
@@ -20,6 +22,16 @@ def test_data_given_on_the_command_line_is_used(tmp_path, scenes, tiny_folders):
     out = tmp_path / "out"
     assert main(["compare", str(run), "--data", str(scenes), "--output_dir", str(out), "--images", "1"]) == 0
     assert (out / "pictures.jpg").is_file()
+
+
+@pytest.mark.parametrize(("latency", "measured"), [("on", True), ("off", False)])
+def test_latency_is_measured_unless_that_is_switched_off(tmp_path, tiny_folders, latency, measured):
+    run = write_run(tmp_path / "a", model=tiny_folders["rt_detr_student"])
+    out = tmp_path / "out"
+    assert main(["compare", str(run), "--latency", latency, "--output_dir", str(out), "--images", "0"]) == 0
+    content = json.loads((out / "report.json").read_text())
+    assert (content["speed"] is not None) == measured
+    assert (content["rows"][0]["latency_ms"] != 5.0) == measured  # what the run's summary says
 
 
 @pytest.mark.parametrize(
