@@ -10,7 +10,7 @@ from PIL import Image
 
 import qskd
 from builders_runs import NAMES, edited, entries_of, tiny_run, without_objects
-from qskd.data.formats.coco import find_split, load_coco
+from qskd.data.sources import open_source
 from qskd.errors import CheckpointError, ConfigError, DataError, NonFiniteLoss
 from qskd.evaluation.coco_map import CocoEvaluator
 from qskd.evaluation.kept import KeptDetections, images_digest
@@ -72,7 +72,7 @@ def test_the_kept_model_is_measured_as_it_lies_on_disk(finished, scenes):
 
 def test_the_detections_are_kept_that_were_measured(finished, scenes):
     kept = KeptDetections.load(finished.folder / "eval" / "val_detections.npz")
-    index = load_coco(*find_split(scenes, "val"))
+    index = open_source(scenes).load("val")
     assert kept.images == images_digest(index.images.ids, index.images.file_names)
     evaluator = CocoEvaluator(index.ground_truth(), index.category_ids)
     evaluator.merge([kept.state])
@@ -145,7 +145,7 @@ def change(key, position, **fields):
 
 
 BAD_ANNOTATIONS = [
-    (lambda path: path.unlink(), "No annotation file for the split 'train'"),
+    (lambda path: path.unlink(), "has no split 'train'"),
     (truncate, "not valid JSON at line 1, .* Is the file truncated"),
     (lambda path: path.write_text("[]"), "holds a list"),
     (change("images", 3, file_name="gone.jpg"), "1 of 16 image files are not in .*: gone.jpg"),
@@ -175,8 +175,8 @@ def test_bad_annotations_stop_the_run_before_it_begins(scenes, tiny_folders, tmp
         ({"model": None}, ConfigError, "--model was not given; it takes a hub id"),
         ({"model": "nowhere/at/all"}, CheckpointError, "nowhere/at/all does not exist"),
         ({"model": "nowhere.json"}, ConfigError, "nowhere.json is no file"),
-        ({"data": None}, ConfigError, "No data: give --data DIR"),
-        ({"data": "nowhere"}, DataError, "nowhere is not a folder"),
+        ({"data": None}, ConfigError, "No data: give --data"),
+        ({"data": "nowhere"}, DataError, "'nowhere' is no folder here"),
         ({"image_size": 50}, ConfigError, "Try 64"),
         ({"flip": 1.5}, ConfigError, "flip is 1.5; expected 0 to 1"),
         ({"ema_decay": 2.0}, ConfigError, "ema_decay is 2.0"),

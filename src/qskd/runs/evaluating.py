@@ -1,5 +1,6 @@
 """Measuring a model on a split: `qskd eval`, and the last step of every run."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ from qskd.data.batch import collate
 from qskd.data.index import DetectionIndex
 from qskd.data.transforms import ImageSize
 from qskd.errors import ConfigError
-from qskd.evaluation.coco_map import CocoEvaluator
+from qskd.evaluation.coco_map import CocoEvaluator, Detections, detections_of
 from qskd.evaluation.kept import KeptDetections, as_evaluated
 from qskd.evaluation.streaming import evaluate_detector
 from qskd.labels import LabelMap
 from qskd.models.adapter import DetrAdapter
+from qskd.models.relabel import to_student_classes
 from qskd.runs import building
 from qskd.runs.options import ModelOptions, SourceOptions
 
@@ -76,3 +78,22 @@ def evaluate_keeping(
         subset=first is not None,
     )
     return metrics.as_dict(), as_evaluated(truth, index.class_names, evaluator.state())
+
+
+@torch.inference_mode()
+def detections_on(
+    adapter: DetrAdapter, index: DetectionIndex, size: ImageSize, positions: Sequence[int]
+) -> dict[int, Detections]:
+    """What a model finds on a few images, by image id, in the classes of the data; the model's mode stays as it was."""
+    label_map = LabelMap.between(adapter.id2label, index.class_names)
+    dataset = building.evaluation_dataset(index, size)
+    device = next(adapter.model.parameters()).device
+    was_training = adapter.model.training
+    adapter.model.eval()
+    found: dict[int, Detections] = {}
+    for position in positions:
+        batch = collate([dataset[position]]).to(device)
+        view = to_student_classes(adapter.read(batch).view, label_map)
+        found[batch.image_ids[0]] = detections_of(view, batch.original_sizes)[0]
+    adapter.model.train(was_training)
+    return found

@@ -21,7 +21,7 @@ from qskd.models.adapter import DetrAdapter
 from qskd.models.loading import structure_fingerprint, with_class_names
 from qskd.models.processors import save_model
 from qskd.runs import building, picturing
-from qskd.runs.evaluating import evaluate_keeping
+from qskd.runs.evaluating import detections_on, evaluate_keeping
 from qskd.runs.folder import RunFolder, changed_options, environment
 from qskd.runs.options import DataOptions, ModelOptions
 from qskd.runs.starting import start_of
@@ -116,7 +116,7 @@ class Job:
         truth = picturing.labelled(index, positions)
 
         def draw(adapter: DetrAdapter) -> list[tuple[str, NDArray[np.uint8]]]:
-            found = picturing.detected("found", adapter, index, self.size, positions)
+            found = picturing.detected("found", detections_on(adapter, index, self.size, positions), index, positions)
             rows = picturing.drawn(index, positions, [truth, found])
             names = [index.images.file_names[position] for position in positions]
             sheets = [np.concatenate([np.asarray(panel) for panel in row], axis=1) for row in rows]

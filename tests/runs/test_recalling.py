@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from builders_reports import panel_titles, write_run
-from qskd.data.formats.coco import find_split, load_coco
+from qskd.data.sources import open_source
 from qskd.data.synthetic import draw_dataset
 from qskd.evaluation.coco_map import Detections, EvaluatorState
 from qskd.evaluation.kept import as_evaluated
@@ -29,7 +29,7 @@ def keep(run, index, found, *, teacher=False):
 @pytest.fixture
 def kept(tmp_path, scenes):
     """Two runs that kept what they found: the baseline half of the objects, the distilled model and teacher all."""
-    index = load_coco(*find_split(scenes, "val"))
+    index = open_source(scenes).load("val")
     every = [
         Detections(np.linspace(0.9, 0.8, len(index.labels(at))), index.labels(at), index.boxes(at))
         for at in range(len(index))
