@@ -42,7 +42,6 @@ def time_side_by_side(sitters: Sequence[Sitter], notes: list[str]) -> SideBySide
     return SideBySide(tuple(latencies), len(times[0]), name, torch.get_num_threads())
 
 
-@torch.inference_mode()
 def _ready(sitter: Sitter) -> tuple[DetrAdapter, Batch]:
     """A model and an image that it has read once.
 
@@ -53,5 +52,6 @@ def _ready(sitter: Sitter) -> tuple[DetrAdapter, Batch]:
     adapter = sitter.open()
     adapter.model.eval()
     batch = one_image(sitter.size).to(next(adapter.model.parameters()).device)
-    adapter.read(batch)
+    with torch.no_grad():  # weights that are made in inference mode could not be learnt from any more
+        adapter.read(batch)
     return adapter, batch
