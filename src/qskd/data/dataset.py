@@ -70,16 +70,20 @@ class DetectionDataset(Dataset[Sample]):
         return len(self.index)
 
     def __getitem__(self, position: int) -> Sample:
+        return self._sample(position, (self.seed, self.epoch, position))
+
+    def _sample(self, position: int, key: tuple[int, ...]) -> Sample:
+        """The image at a position, varied by random numbers that depend on the key alone."""
         record = self.index.images[position]
         side = self.decode_at_least
         read = partial(read_image, record, at_least=None if side is None else (side, side))
         pixels = self.cache.get(position, read) if self.cache is not None else read()
         corners = self.index.boxes(position) * _decoded_scale(pixels, record.width)
         objects = (self.index.labels(position), corners)
-        shown, (labels, boxes) = self.transform(pixels, objects, self._random(position))
+        shown, (labels, boxes) = self.transform(pixels, objects, np.random.default_rng(key))
         for_teacher = None
         if self.teacher_transform is not None:
-            for_teacher, _ = self.teacher_transform(pixels, objects, self._random(position))
+            for_teacher, _ = self.teacher_transform(pixels, objects, np.random.default_rng(key))
         return Sample(
             shown,
             torch.from_numpy(labels.copy()),
@@ -88,6 +92,3 @@ class DetectionDataset(Dataset[Sample]):
             (record.height, record.width),
             for_teacher,
         )
-
-    def _random(self, position: int) -> np.random.Generator:
-        return np.random.default_rng((self.seed, self.epoch, position))

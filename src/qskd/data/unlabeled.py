@@ -4,15 +4,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from qskd.data.batch import Batch, Sample, collate
+from qskd.data.dataset import DetectionDataset
 from qskd.data.formats.layout import Content, images_below
-from qskd.data.images import read_image, upright_sizes
+from qskd.data.images import upright_sizes
 from qskd.data.index import DetectionIndex
-from qskd.data.transforms import Transform
 from qskd.errors import DataError
 
 _SALT = 7919  # so that unlabelled images are not drawn as labelled ones of the same position
@@ -35,46 +33,14 @@ def open_unlabeled(folder: Path, class_names: Sequence[str]) -> DetectionIndex:
     return DetectionIndex.of(folder, folder, content.as_coco())
 
 
-class UnlabeledDataset(Dataset[Sample]):
+class UnlabeledDataset(DetectionDataset):
     """Images of an index in an endless numbering: image n of round r is number r * len(index) + n.
 
-    Args:
-        index: the images.
-        transform: as for labelled training images.
-        seed: >= 0; randomness depends on (seed, number) only.
-        decode_at_least: see ``DetectionDataset``.
-        teacher_transform: likewise.
+    Randomness depends on (seed, number) only; there are no epochs.
     """
 
-    def __init__(
-        self,
-        index: DetectionIndex,
-        transform: Transform,
-        seed: int = 0,
-        *,
-        decode_at_least: int | None = None,
-        teacher_transform: Transform | None = None,
-    ) -> None:
-        self.index = index
-        self.transform = transform
-        self.teacher_transform = teacher_transform
-        self.seed = seed
-        self.decode_at_least = decode_at_least
-
     def __getitem__(self, number: int) -> Sample:
-        record = self.index.images[number % len(self.index)]
-        side = self.decode_at_least
-        pixels = read_image(record, at_least=None if side is None else (side, side))
-        nothing = (np.zeros(0, dtype=np.int64), np.zeros((0, 4)))
-        shown, _ = self.transform(pixels, nothing, self._random(number))
-        for_teacher: Tensor | None = None
-        if self.teacher_transform is not None:
-            for_teacher, _ = self.teacher_transform(pixels, nothing, self._random(number))
-        labels, boxes = torch.zeros(0, dtype=torch.long), torch.zeros(0, 4)
-        return Sample(shown, labels, boxes, record.id, (record.height, record.width), for_teacher)
-
-    def _random(self, number: int) -> np.random.Generator:
-        return np.random.default_rng((self.seed, _SALT, number))
+        return self._sample(number % len(self.index), (self.seed, _SALT, number))
 
 
 class EndlessSampler(Sampler[int]):
