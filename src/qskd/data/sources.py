@@ -1,5 +1,6 @@
 """Detection data of any format, told apart by what lies in the folder."""
 
+import os
 from pathlib import Path
 
 from qskd.data.formats.coco import CocoSource
@@ -13,7 +14,7 @@ FORMATS = ("auto", "coco", "yolo", "voc", "hf")
 
 _LAYOUTS = """\
   COCO   annotations/instances_train.json with images/, or train/_annotations.coco.json beside the images
-  YOLO   data.yaml with train, val and names; images/ and labels/
+  YOLO   data.yaml with train, val and names; or images/ and labels/ with classes.txt
   VOC    Annotations/*.xml with JPEGImages/ and ImageSets/Main/, or train/*.xml beside the images
   HF     a dataset written by save_to_disk, a folder that datasets.load_dataset reads, or a hub id"""
 
@@ -30,18 +31,20 @@ def open_source(data: str | Path, format: str = "auto") -> Source:
     """
     if format not in FORMATS:
         raise DataError(f"There is no data format '{format}'. Give one of {', '.join(FORMATS)}.")
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))
     if path.suffix.lower() == ".json" and path.is_file():
         raise DataError(
             f"{path} is an annotation file; its images could be anywhere. Give --train_annotations {path} with "
             "--train_images DIR, or the folder that holds both as --data."
         )
-    if not path.exists():
+    if not os.path.exists(path):
         return _from_hub(str(data), path, format)
     finders = {"coco": CocoSource.find, "hf": HubSource.find, "yolo": YoloSource.find, "voc": VocSource.find}
     for name, find in finders.items():
         if format in ("auto", name) and (found := find(path)):
             return found
+    if not path.is_dir():
+        raise DataError(f"{path} is a file. Give a folder (unpack an archive first), or YOLO's data.yaml.")
     what = "no data of a known format" if format == "auto" else f"no {format} data"
     raise DataError(f"{path} holds {what}. It may hold:\n{_LAYOUTS}")
 

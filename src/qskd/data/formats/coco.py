@@ -1,17 +1,23 @@
 """COCO detection files and the folders they lie in."""
 
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from qskd.data.formats.layout import SPELLINGS, canonical, in_order, missing_split, spellings, subfolders
+from qskd.data.formats.layout import SPELLINGS, canonical, in_order, missing_split, split_folders, subfolders
 from qskd.data.index import DetectionIndex
 from qskd.errors import DataError
 
 _LONE_NAMES = ("_annotations.coco.json", "annotations/instances_default.json", "labels.json", "result.json")
 _HEAD = 1 << 16  # bytes; the first key stands there
+_KEYS = re.compile(rb'"(?:images|annotations)"\s*:\s*\[')
+_FIRST_KEYS = re.compile(rb'"(?:categories|licenses)"\s*:\s*\[|"info"\s*:\s*\{')  # alone, other programs' notes
+_OTHERS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # Hugging Face's
+_TRIED = 20  # images looked for in a folder that might be the one
 
 
 def load_coco(
@@ -33,7 +39,7 @@ def load_coco(
         DataError: the file cannot be read, or see ``DetectionIndex.of``.
     """
     annotations, images = Path(annotations), Path(images)
-    content = read_json(annotations)
+    content = without_root(read_json(annotations))
     return DetectionIndex.of(annotations, images, content, class_names=class_names, strict=strict)
 
 
@@ -50,12 +56,14 @@ class CocoSource:
         """The COCO data in a folder, laid out as COCO's own, or as exporters do it.
 
         Annotation files are ``annotations/instances_<split>.json`` (also with 2017 behind),
-        ``annotations/<split>.json``, ``<split>.json``, or ``<split>/`` with one JSON file in it; or else a single
-        file for data without splits.
+        ``annotations/<split>.json``, ``<split>.json``, a name with the split's in it, as ``coco_train.json``, or
+        ``<split>/`` with one JSON file in it; or else a single file for data without splits.
         """
         if not path.is_dir():
             return None
         files = {canonical(name): file for name, file in _annotation_files(path)}
+        if list(files) == ["default"]:  # CVAT's name for data without splits
+            files = {"train": files["default"]}
         if not files and (lone := _lone_file(path)):
             files = {"train": lone}
         return cls(path, files) if files else None
@@ -75,7 +83,7 @@ class CocoSource:
         if split not in self.files:
             raise missing_split(self, split)
         file = self.files[split]
-        content = read_json(file)
+        content = without_root(read_json(file))
         folder = image_folder(self.folder, file, split, content)
         return DetectionIndex.of(file, folder, content, class_names=class_names, strict=strict)
 
@@ -85,13 +93,22 @@ def _annotation_files(path: Path) -> Iterator[tuple[str, Path]]:
     for folder in subfolders(path):
         if canonical(folder.name) in SPELLINGS and (file := _lone_file(folder)):
             yield folder.name, file
-    for folder in (path, path / "annotations"):
-        for file in sorted(folder.glob("*.json")):
-            if canonical(file.stem) in SPELLINGS and _is_coco(file):
-                yield file.stem, file
+    files = [file for folder in (path, path / "annotations") for file in sorted(folder.glob("*.json"))]
+    for file in files:
+        if (split := _split_in(file.stem)) and _is_coco(file):
+            yield split, file
+    for file in files:
+        if canonical(file.stem) in SPELLINGS and _is_coco(file):
+            yield file.stem, file
     for file in sorted((path / "annotations").glob("instances_*.json"), reverse=True):
         name = file.stem.removeprefix("instances_")
         yield name.removesuffix("2017"), file
+
+
+def _split_in(stem: str) -> str | None:
+    """The one split that a file's name speaks of, as ``train_annotations`` or ``coco-val``."""
+    found = {canonical(word) for word in re.split(r"[\W_]+", stem)} & set(SPELLINGS)
+    return found.pop() if len(found) == 1 else None
 
 
 def _lone_file(folder: Path) -> Path | None:
@@ -104,37 +121,59 @@ def _lone_file(folder: Path) -> Path | None:
 
 def _is_coco(file: Path) -> bool:
     """Whether a file begins like COCO's, without reading all of it."""
+    if file.name in _OTHERS or not os.path.isfile(file):
+        return False
     try:
         with file.open("rb") as opened:
             head = opened.read(_HEAD)
     except OSError:
         return False
-    keys = (b'"images"', b'"annotations"', b'"categories"', b'"info"', b'"licenses"')
-    return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and any(key in head for key in keys)
+    if not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        return False
+    return bool(_KEYS.search(head) or (len(head) == _HEAD and _FIRST_KEYS.search(head)))
 
 
 def image_folder(folder: Path, file: Path, split: str, content: Mapping[str, Any]) -> Path:
-    """The folder that the file names of an annotation file are relative to: the first that holds the first image.
+    """The folder that the file names of an annotation file are relative to: the one that holds most of the first.
 
     Raises:
         DataError: none of the usual folders does.
     """
-    names = spellings(split)
-    places = [folder / "images" / name for name in (*names, f"{split}2017")]
-    places += [folder / name for name in (*names, f"{split}2017")]
+    own = [found[split] for found in (split_folders(folder / "images"), split_folders(folder)) if split in found]
+    places = [folder / "images" / split, folder / "images" / f"{split}2017", folder / split, folder / f"{split}2017"]
+    places = [*dict.fromkeys([*places[:2], *own[:1], *places[2:], *own[1:]])]
     places += [file.parent / "images", file.parent / "data", folder / "images", folder / "data"]
     places += [folder / "images" / "default", folder / "JPEGImages", file.parent, folder]
     existing = [place for place in dict.fromkeys(places) if place.is_dir()]
-    rows = content.get("images")
-    first = rows[0].get("file_name") if isinstance(rows, list) and rows and isinstance(rows[0], dict) else None
-    if isinstance(first, str) and "\0" not in first:
-        for place in existing:
-            if (place / first).is_file():
-                return place
     if existing:
-        return existing[0]  # what is missing there will be named
+        rows = content.get("images")
+        names = (
+            [row.get("file_name") for row in rows[:_TRIED] if isinstance(row, dict)] if isinstance(rows, list) else []
+        )
+        texts = [name.replace("\\", "/") for name in names if isinstance(name, str)]
+        held = [sum(os.path.isfile(place / name) for name in texts) for place in existing]
+        return existing[held.index(max(held))]  # what is missing there will be named
     looked = ", ".join(str(place) for place in dict.fromkeys(places))
     raise DataError(f"No image folder for the split '{split}'; looked for {looked}.")
+
+
+def without_root(content: dict[str, Any]) -> dict[str, Any]:
+    """The same without the category that Roboflow writes for a project as a whole: the parent of all others.
+
+    No annotation has it, and where a project is named like a class it would name that twice.
+    """
+    categories, annotations = content.get("categories"), content.get("annotations")
+    if not isinstance(categories, list) or not isinstance(annotations, list) or len(categories) < 2:
+        return content
+    root, *others = categories
+    is_root = (
+        isinstance(root, dict)
+        and root.get("id") == 0
+        and root.get("supercategory") == "none"
+        and all(isinstance(row, dict) and row.get("supercategory") == root.get("name") for row in others)
+        and not any(isinstance(row, dict) and row.get("category_id") == 0 for row in annotations)
+    )
+    return content | {"categories": others} if is_root else content
 
 
 def _without_segmentation(entry: dict[str, Any]) -> dict[str, Any]:

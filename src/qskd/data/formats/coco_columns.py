@@ -74,7 +74,7 @@ def names(path: Path, what: str, rows: Sequence[Entry], key: str) -> list[str]:
     """One key of every entry as non-empty text."""
     values = _column(path, what, rows, key)
     for at, value in enumerate(values):
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value or any("\ud800" <= sign <= "\udfff" for sign in value):
             raise DataError(f"{path}: {what}[{at}]{_named(rows[at], key)} has {key} {value!r:.80}; expected a text.")
     return values
 
@@ -95,7 +95,7 @@ def bboxes(path: Path, rows: Sequence[Entry], ids: NDArray[np.int64]) -> NDArray
     values = _column(path, "annotations", rows, "bbox")
     try:
         array = np.array(values)
-    except ValueError:  # lists of different lengths
+    except (ValueError, OverflowError, RecursionError):  # lists of different lengths, numbers beyond a float
         array = np.empty(0, dtype=object)
     fits = array.dtype.kind in "if" and array.shape == (len(values), 4)
     if fits and (np.abs(array) < _LARGEST).all():  # NaN compares false

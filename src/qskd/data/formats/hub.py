@@ -5,6 +5,8 @@ The columns are recognised by their kind and usual names: an image; a list of ob
 have them; other forms are named with ``box_format``.
 """
 
+import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +32,11 @@ _LABELS = (
     "class_label",
 )
 _OBJECTS = ("objects", "annotations", "object", "annotation", "faces", "labels")
-_SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves
+_SAVED = (("dataset_dict.json",), ("state.json", "dataset_info.json"))  # what save_to_disk leaves
+_IMAGES = ("image", "img", "images", "picture", "photo", "jpg", "png")  # columns of encoded images without a kind
+_LARGEST = 1e9  # pixels; see coco_columns
+_HEAD = 1 << 16  # bytes
+_ONE_PIXEL = 2.0  # no box of fractions reaches beyond, whatever its form
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,10 @@ class Columns:
     boxes: str
     labels: str
 
+    def of_objects(self, rows: Any) -> Any:
+        """The rows without their images, and without whatever else they have."""
+        return rows.select_columns([self.objects] if self.objects else [self.boxes, self.labels])
+
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
@@ -51,22 +61,35 @@ class HubSource:
     name: str
     parts: Mapping[str, Any]  # of each split: a datasets.Dataset
     box_format: str = "xywh"
+    folder: str | None = None  # where image files of its own must lie; None: wherever the library put them
 
     @classmethod
     def find(cls, path: Path) -> "HubSource | None":
         """What ``save_to_disk`` wrote, or a folder of parquet files, or images with ``metadata.jsonl``."""
         if not path.is_dir():
             return None
-        if any((path / name).is_file() for name in _SAVED):
-            return cls._of(str(path), _library(str(path)).load_from_disk(str(path)))
+        folder = os.path.abspath(path)
+        if any(all((path / name).is_file() for name in names) for names in _SAVED):
+            library = _library(str(path))
+            try:
+                return cls._of(str(path), library.load_from_disk(folder), folder)
+            except Exception as error:  # the library raises whatever its files make it
+                raise DataError(f"{path}: save_to_disk's files cannot be read ({_reason(error)}).") from error
         kinds = ("*.parquet", "*/*.parquet", "metadata.jsonl", "*/metadata.jsonl", "metadata.csv", "*/metadata.csv")
-        if any(next(path.glob(kind), None) for kind in kinds):
-            return cls.on_hub(str(path))
+        if any(file.suffix == ".parquet" or _names_files(file) for kind in kinds for file in path.glob(kind)):
+            library = _library(str(path))
+            try:
+                return cls._of(str(path), library.load_dataset(folder), folder)
+            except Exception as error:
+                raise DataError(
+                    f"{path}: looks like a Hugging Face dataset, but cannot be loaded ({_reason(error)}). Mend it, or "
+                    "say with --data_format what else it is."
+                ) from error
         return None
 
     @classmethod
     def on_hub(cls, name: str) -> "HubSource":
-        """A dataset by its id, or a folder that ``datasets.load_dataset`` reads.
+        """A dataset by its id.
 
         Raises:
             DataError: it cannot be had, or the library is not installed.
@@ -74,19 +97,17 @@ class HubSource:
         library = _library(name)
         try:
             return cls._of(name, library.load_dataset(name))
-        except DataError:
-            raise
         except Exception as error:  # the library raises whatever its loaders and the network do
-            reason = " ".join(str(error).split())[:300]
             raise DataError(
-                f"'{name}' is no folder here, and as a dataset it cannot be loaded: {reason}. Give a folder of "
+                f"'{name}' is no folder here, and as a dataset it cannot be loaded: {_reason(error)}. Give a folder of "
                 "detection data, or the id of a dataset on the hub."
             ) from error
 
     @classmethod
-    def _of(cls, name: str, loaded: Any) -> "HubSource":
+    def _of(cls, name: str, loaded: Any, folder: str | None = None) -> "HubSource":
         parts = loaded if isinstance(loaded, dict) else {"train": loaded}
-        return cls(name, {canonical(str(split)): rows for split, rows in parts.items()})
+        rows_of = {canonical(str(split)): rows.with_format(None) for split, rows in parts.items()}
+        return cls(name, rows_of, folder=folder)
 
     def with_boxes(self, box_format: str) -> "HubSource":
         """The same data, its boxes read in another form; one of ``BOX_FORMATS``."""
@@ -110,16 +131,21 @@ class HubSource:
             raise missing_split(self, split)
         rows = self.parts[split]
         columns = _columns(self.name, rows.features)
-        names = _class_names(rows, columns) or _labels_in(self.parts.values(), columns)
-        blobs = _Blobs(_undecoded(rows.select_columns([columns.image]), columns.image), columns.image)
+        declared = _class_names(rows, columns)
+        names = declared or _labels_in(self.name, self.parts, columns)
+        where = f"{self.name}, row {{}} of {split}"
+        blobs = _Blobs(
+            _undecoded(rows.select_columns([columns.image]), columns.image), columns.image, where, self.folder
+        )
         content = Content(names)
-        place = {name: position for position, name in enumerate(names)}
-        objects = rows.remove_columns(columns.image)
-        for position, row in enumerate(objects):
+        place: dict[Any, int] = {name: position for position, name in enumerate(names)}
+        if declared:
+            place |= {position: position for position in range(len(names))}
+        for position, row in enumerate(columns.of_objects(rows)):
             where = f"{self.name}, row {position} of {split}"
             height, width = upright_size_of(where, blobs(position))
             image = content.add_image(f"{split}-{position:06d}", height, width)
-            for label, box in _objects(where, row, columns, place, names):
+            for label, box in _objects(where, row, columns, place):
                 content.add_box(image, label, _pixels(box, self.box_format, height, width), where)
         self._check_boxes(content, split)
         return DetectionIndex.of(
@@ -136,10 +162,17 @@ class HubSource:
         """Refuse boxes most of which would leave their image: they are in another form than was said."""
         sizes = {image["id"]: (image["width"], image["height"]) for image in content.images}
         beyond = 0
+        tiny = 0
         for entry in content.annotations:
             left, top, width, height = entry["bbox"]
             limit = sizes[entry["image_id"]]
             beyond += left + width > 1.1 * limit[0] or top + height > 1.1 * limit[1] or min(width, height) < 0
+            tiny += max(left + width, top + height) <= _ONE_PIXEL < min(limit) / 2
+        if tiny and tiny == len(content.annotations):
+            raise DataError(
+                f"{self.name}: all {tiny} boxes of '{split}' lie within the first pixels of their image when read as "
+                f"{self.box_format}: they are fractions. Give --box_format: one of {', '.join(BOX_FORMATS)}."
+            )
         if beyond > max(0.2 * len(content.annotations), 1):
             raise DataError(
                 f"{self.name}: {beyond} of {len(content.annotations)} boxes of '{split}' leave their image when "
@@ -153,12 +186,41 @@ class _Blobs:
 
     rows: Any
     column: str
+    where: str  # with {} for the row
+    folder: str | None
 
     def __call__(self, position: int) -> bytes:
-        cell = self.rows[position][self.column]
+        where = self.where.format(position)
+        cell = self.rows[position][self.column] or {}
         if cell.get("bytes") is not None:
             return bytes(cell["bytes"])
-        return Path(cell["path"]).read_bytes()
+        path = cell.get("path")
+        if not path:
+            raise DataError(f"{where}: has no image. Remove the row (datasets.Dataset.filter).")
+        inside = self.folder is None or any(
+            os.path.normpath(path).startswith(os.path.join(folder, ""))
+            for folder in (self.folder, os.path.realpath(self.folder))
+        )
+        if not inside or not os.path.isfile(path):
+            told = "is not there" if inside else f"is outside of {self.folder}"
+            raise DataError(f"{where}: its image '{path[:120]}' {told}. Save the dataset with the images in it.")
+        return Path(path).read_bytes()
+
+
+def _reason(error: Exception) -> str:
+    """What an exception says, and what was behind it, since the library's own say little."""
+    texts = dict.fromkeys(" ".join(str(one).split()) for one in (error, error.__cause__) if one is not None)
+    return ": ".join(texts)[:300] or type(error).__name__
+
+
+def _names_files(file: Path) -> bool:
+    """Whether a metadata file is an image folder's: its rows have a file_name."""
+    try:
+        with file.open("rb") as opened:
+            line = opened.read(_HEAD).lstrip(b"\xef\xbb\xbf \r\n").split(b"\n")[0]
+    except OSError:
+        return False
+    return b"file_name" in line
 
 
 def _library(name: str) -> Any:
@@ -185,7 +247,9 @@ def _columns(name: str, features: Mapping[str, Any]) -> Columns:
     Raises:
         DataError: it has no images, or no boxes with labels.
     """
-    image = next((key for key, kind in features.items() if type(kind).__name__ == "Image"), None)
+    images = [key for key, kind in features.items() if type(kind).__name__ == "Image"]
+    images += [key for key in _IMAGES if key in features and _is_encoded(features[key])]
+    image = next(iter(images), None)
     if image is None:
         raise DataError(f"{name} has no column of images, only {list(features)}.")
     groups: list[str | None] = [key for key in _OBJECTS if key in features]
@@ -199,6 +263,12 @@ def _columns(name: str, features: Mapping[str, Any]) -> Columns:
         f"{name} has no objects that can be read: expected a column 'objects' with 'bbox' and 'category', found "
         f"{list(features)}. Rename its columns (datasets.Dataset.rename_column) and save it with save_to_disk."
     )
+
+
+def _is_encoded(kind: Any) -> bool:
+    """Whether a column without a kind holds encoded images, as files written without the library do."""
+    inner = kind.get("bytes") if isinstance(kind, dict) else kind
+    return getattr(inner, "dtype", None) in ("binary", "large_binary")
 
 
 def _fields(kind: Any) -> Mapping[str, Any]:
@@ -217,9 +287,21 @@ def _class_names(rows: Any, columns: Columns) -> list[str] | None:
     return list(kind.names) if hasattr(kind, "names") else None
 
 
-def _labels_in(parts: Any, columns: Columns) -> list[str]:
+def _labels_in(name: str, parts: Mapping[str, Any], columns: Columns) -> list[str]:
     """Every label of all splits as a name: texts by name, numbers by value."""
-    found = {label for rows in parts for row in rows.remove_columns(columns.image) for label in _cells(row, columns)[1]}
+    found: set[str | int] = set()
+    for split, rows in parts.items():
+        if not {columns.objects or columns.boxes} <= set(rows.features):
+            continue
+        for position, row in enumerate(columns.of_objects(rows)):
+            labels = _cells(row, columns)[1]
+            if bad := [label for label in labels if not isinstance(label, str | int) or label == ""]:
+                raise DataError(
+                    f"{name}, row {position} of {split}: has the label {bad[0]!r:.40}; expected a text or a number."
+                )
+            found.update(labels)
+    if not found:
+        raise DataError(f"{name}: no row of it has an object, so there are no classes.")
     return [str(label) for label in sorted(found, key=lambda label: (isinstance(label, str), label))]
 
 
@@ -229,24 +311,32 @@ def _cells(row: Mapping[str, Any], columns: Columns) -> tuple[list[Any], list[An
     if objects is None:
         return [], []
     if isinstance(objects, list):
-        return [one[columns.boxes] for one in objects], [one[columns.labels] for one in objects]
-    return list(objects[columns.boxes] or []), list(objects[columns.labels] or [])
+        whole = [one for one in objects if one is not None]
+        return [one[columns.boxes] for one in whole], [one[columns.labels] for one in whole]
+    boxes, labels = objects[columns.boxes], objects[columns.labels]
+    if labels is not None and not isinstance(labels, list):  # one object a row
+        return [boxes], [labels]
+    return list(boxes or []), list(labels or [])
 
 
 def _objects(
-    where: str, row: Mapping[str, Any], columns: Columns, place: Mapping[str, int], names: Sequence[str]
+    where: str, row: Mapping[str, Any], columns: Columns, place: Mapping[Any, int]
 ) -> Iterator[tuple[int, list[float]]]:
     boxes, labels = _cells(row, columns)
     if len(boxes) != len(labels):
         raise DataError(f"{where}: has {len(boxes)} boxes but {len(labels)} labels.")
     for box, label in zip(boxes, labels, strict=True):
-        if not isinstance(box, Sequence) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
-            raise DataError(f"{where}: has the box {box!r:.80}; expected four numbers.")
-        position = label if isinstance(label, int) and 0 <= label < len(names) and str(label) not in place else None
-        position = place.get(str(label)) if position is None else position
+        if not isinstance(box, Sequence) or len(box) != 4 or not all(_is_length(value) for value in box):
+            raise DataError(f"{where}: has the box {box!r:.80}; expected four finite numbers.")
+        position = place.get(label, place.get(str(label)))
         if position is None:
-            raise DataError(f"{where}: has the label {label!r:.40}, which is none of {list(names)[:10]}.")
+            known = [name for name in place if isinstance(name, str)]
+            raise DataError(f"{where}: has the label {label!r:.40}, which is none of {known[:10]}.")
         yield position, [float(value) for value in box]
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and abs(value) < _LARGEST
 
 
 def _pixels(box: Sequence[float], form: str, height: int, width: int) -> tuple[float, float, float, float]:

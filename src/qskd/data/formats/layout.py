@@ -11,11 +11,13 @@ from qskd.data.index import DetectionIndex
 from qskd.errors import DataError
 
 SPELLINGS: dict[str, tuple[str, ...]] = {
-    "train": ("train", "training", "train2017"),
-    "val": ("val", "valid", "validation", "val2017", "dev"),
+    "train": ("train", "training", "train2017", "train2014"),
+    "val": ("val", "valid", "validation", "val2017", "val2014", "dev"),
     "test": ("test", "testing", "test2017"),
 }
 """What folders and keys of a split are called elsewhere."""
+
+_LONGEST_NAME = 4096  # characters of a path
 
 
 class Source(Protocol):
@@ -58,7 +60,7 @@ def missing_split(source: Source, split: str) -> DataError:
     advice = (
         "Make one with `qskd split`, or name its files with --val_annotations and --val_images."
         if split != "train"
-        else "Give a folder with training data."
+        else "Name the one to learn from with --train_split, or give a folder with training data."
     )
     return DataError(f"{source.origin} has no split '{split}' (found: {found}; read as {source.format}). {advice}")
 
@@ -69,9 +71,48 @@ def is_image(path: Path) -> bool:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Every image file in a folder and its folders, by name."""
-    found = [Path(top) / name for top, _, names in os.walk(folder, followlinks=True) for name in names]
-    return sorted(path for path in found if is_image(path))
+    """Every image file in a folder and its visible folders, by name.
+
+    Links are followed, but no folder is read twice, and none that holds this one.
+    """
+    found: list[Path] = []
+    seen = {str(above) for above in Path(os.path.realpath(folder)).parents}
+    for top, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(top)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        found += [Path(top) / name for name in names if is_image(Path(name))]
+    return sorted(found)
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """The folders in a folder that are named like splits, in whatever spelling."""
+    named = {canonical(path.name): path for path in subfolders(folder)}
+    return {split: named[split] for split in SPELLINGS if split in named}
+
+
+def locate(name: str, bases: Sequence[Path]) -> Path | None:
+    """Where a file or folder is that a description or a list names.
+
+    Names of other machines are not believed: ``../train/images`` is looked for in the bases first, and of an absolute
+    path, or of one that begins elsewhere, the last parts are.
+    """
+    if not name or len(name) > _LONGEST_NAME or "\0" in name:
+        return None
+    for form in dict.fromkeys((name, name.replace("\\", "/"))):
+        parts = [part for part in form.split("/") if part not in ("", ".")]
+        inner = [part for part in parts if part != ".." and not part.endswith(":")]
+        forms = ["/".join(inner), form] if ".." in parts else [form]
+        forms += ["/".join(inner[at:]) for at in range(len(inner) - 1)]
+        forms += inner[-1:] if inner and canonical(inner[-1]) in SPELLINGS else []
+        for place in (base / one for one in forms if one for base in bases):
+            if os.path.exists(place):
+                plain = Path(os.path.normpath(place))
+                return plain if os.path.exists(plain) else place
+    return None
 
 
 def subfolders(folder: Path) -> Iterator[Path]:
@@ -84,7 +125,7 @@ def subfolders(folder: Path) -> Iterator[Path]:
 
 def first_folder(candidates: Sequence[Path]) -> Path | None:
     """The first that is a folder."""
-    return next((path for path in candidates if path.is_dir()), None)
+    return next((path for path in candidates if os.path.isdir(path)), None)
 
 
 def read_text(path: Path, what: str) -> str:
@@ -93,6 +134,8 @@ def read_text(path: Path, what: str) -> str:
     Raises:
         DataError: it cannot be read, or is no UTF-8.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise DataError(f"{path}: is no file. Give {what}.")
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:

@@ -4,7 +4,10 @@ Corners are taken as they stand, xmin to xmax, without VOC's one pixel: so do th
 ``difficult`` become crowds: neither learnt nor counted as missed, as in VOC's own evaluation.
 """
 
+import codecs
 import math
+import os
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,16 +23,20 @@ from qskd.data.formats.layout import (
     is_image,
     missing_split,
     read_text,
-    spellings,
     subfolders,
 )
 from qskd.data.images import upright_sizes
 from qskd.data.index import DetectionIndex
 from qskd.errors import DataError
 
-_ANNOTATIONS = ("Annotations", "annotations", "labels", "xml", "xmls")
-_IMAGES = ("JPEGImages", "images", "Images", "imgs")
-_SETS = ("ImageSets/Main", "ImageSets", "splits")
+_ANNOTATIONS = ("Annotations", "annotations", "labels", "xml", "xmls", "annotations/xmls", "annots")
+_IMAGES = ("JPEGImages", "images", "Images", "imgs", "image", "img")
+_SETS = ("ImageSets/Main", "ImageSets", "splits", ".")
+_ENCODING = re.compile(
+    rb"""<\?xml[^>]*encoding=["']((?:iso-?8859|windows-|cp|gb|big5|shift|euc|koi8)[\w-]*)["']""", re.I
+)
+_NO = ("0", "", "false", "no", "unspecified")
+_LARGEST = 1e9  # pixels; see coco_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,7 @@ class VocSource:
     format: ClassVar[str] = "voc"
     folder: Path
     parts: Mapping[str, tuple[tuple[Path, Path], ...]]  # of each split: XML files with the folder of their image
+    has_sets: bool = False
     _pages: dict[Path, _Page] = field(default_factory=dict)
     _listings: dict[Path, dict[str, Path]] = field(default_factory=dict)  # of each image folder, by stem
 
@@ -70,7 +78,8 @@ class VocSource:
         if not path.is_dir():
             return None
         if folder := _devkit(path):
-            return cls(folder, _parts_of_devkit(folder))
+            sets = _sets_of(folder)
+            return cls(folder, _parts_of_devkit(folder, sets), bool(sets))
         parts: dict[str, tuple[tuple[Path, Path], ...]] = {}
         for folder in subfolders(path):
             if files := _beside(folder):
@@ -105,6 +114,7 @@ class VocSource:
             for found in page.objects:
                 content.add_box(image, label_of[found.name], found.box, page.file.name, is_crowd=found.is_difficult)
         _note(content, pages)
+        content.problems.add("images without an XML file left out", self._without_page(split))
         return DetectionIndex.of(
             self.folder, folder, content.as_coco(), class_names=class_names, strict=strict, problems=content.problems
         )
@@ -112,6 +122,15 @@ class VocSource:
     def _every_page(self) -> Iterator[_Page]:
         for files in self.parts.values():
             yield from (self._page(*where) for where in files)
+
+    def _without_page(self, split: str) -> list[str]:
+        """Images in the folders of a split that no XML file is about; with image sets there are always some."""
+        if self.has_sets:
+            return []
+        folders = dict.fromkeys(images for _, images in self.parts[split])
+        shown = {self._page(*where).image for where in self.parts[split]}
+        listed = [image for folder in folders for image in self._listings[folder].values()]
+        return [image.name for image in listed if image not in shown]
 
     def _page(self, file: Path, images: Path) -> _Page:
         if images not in self._listings:
@@ -160,39 +179,52 @@ def _annotations(folder: Path) -> Path | None:
     return next((place for place in places if place.is_dir() and next(place.glob("*.xml"), None)), None)
 
 
-def _parts_of_devkit(folder: Path) -> dict[str, tuple[tuple[Path, Path], ...]]:
+def _sets_of(folder: Path) -> dict[str, Path]:
+    """The files that say which images belong to a split; where training images are not set apart, trainval."""
+    for place in (folder / name for name in _SETS):
+        files = {file.stem.lower(): file for file in sorted(place.glob("*.txt"))} if place.is_dir() else {}
+        sets = {canonical(stem): file for stem, file in files.items() if canonical(stem) in SPELLINGS}
+        if "train" not in sets and "trainval" in files:
+            sets = {"train": files["trainval"], **sets}
+        if sets:
+            return sets
+    return {}
+
+
+def _parts_of_devkit(folder: Path, sets: Mapping[str, Path]) -> dict[str, tuple[tuple[Path, Path], ...]]:
     annotations = _annotations(folder)
     images = first_folder([folder / name for name in _IMAGES])
     assert annotations is not None
     assert images is not None
-    sets = first_folder([folder / name for name in _SETS])
-    parts: dict[str, tuple[tuple[Path, Path], ...]] = {}
-    for split in ("train", "val", "test") if sets else ():
-        assert sets is not None
-        file = next((sets / f"{name}.txt" for name in spellings(split) if (sets / f"{name}.txt").is_file()), None)
-        if file is not None:
-            parts[split] = tuple((xml, images) for xml in _listed(file, annotations))
+    parts = {split: tuple((xml, images) for xml in _listed(file, annotations)) for split, file in sets.items()}
     return parts or {"train": tuple((xml, images) for xml in sorted(annotations.glob("*.xml")))}
 
 
 def _listed(file: Path, annotations: Path) -> Iterator[Path]:
     """The XML files of the names in an image set."""
-    lines = [line.split() for line in read_text(file, "an image set").splitlines()]
-    names = [cells[0] for cells in lines if cells]
-    if not names:
+    lines = [line.strip() for line in read_text(file, "an image set").splitlines()]
+    if not any(lines):
         raise DataError(f"{file}: is empty; expected the name of an image a line.")
-    for name in names:
-        base = PurePosixPath(name.replace("\\", "/")).name
-        stem = base.rsplit(".", 1)[0] if is_image(Path(base)) else base
-        xml = annotations / f"{stem}.xml"
-        if not xml.is_file():
-            raise DataError(f"{file}: names '{name}', but there is no {xml}.")
+    for number, name in enumerate(lines, start=1):
+        if not name:
+            continue
+        # The name alone, or a name and whether a class is there, or a path and its XML file's.
+        pages = [annotations / f"{_stem(text)}.xml" for text in (name, name.rsplit(maxsplit=1)[0], name.split()[0])]
+        xml = next((page for page in pages if os.path.isfile(page)), None)
+        if xml is None:
+            raise DataError(f"{file}, line {number}: names '{name[:80]}', but there is no {str(pages[0])[:240]}.")
         yield xml
+
+
+def _stem(name: str) -> str:
+    """The last part of a path, without an image's suffix."""
+    base = PurePosixPath(name.replace("\\", "/")).name
+    return base.rsplit(".", 1)[0] if is_image(Path(base)) else base
 
 
 def _beside(folder: Path) -> tuple[tuple[Path, Path], ...]:
     """XML files in a folder with their images, or in folders of their own within it."""
-    if files := sorted(folder.glob("*.xml")):
+    if (files := sorted(folder.glob("*.xml"))) and any(is_image(file) for file in folder.iterdir()):
         return tuple((file, folder) for file in files)
     annotations, images = _annotations(folder), first_folder([folder / name for name in _IMAGES])
     return tuple((file, images) for file in sorted(annotations.glob("*.xml"))) if annotations and images else ()
@@ -210,26 +242,46 @@ def _shared(parts: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def _read_page(file: Path, images: Path, by_stem: Mapping[str, Path]) -> _Page:
-    text = read_text(file, "a Pascal VOC annotation")
+    text = _text(file)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise DataError(f"{file}: declares entities, which no annotation needs. Remove the declaration.")
     try:
-        root = ElementTree.fromstring(text.encode("utf-8"))
+        root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as error:
         raise DataError(f"{file}: not valid XML ({error}). Is the file truncated?") from error
     if root.tag != "annotation":
-        raise DataError(f"{file}: its root is <{root.tag[:40]}>, expected Pascal VOC's <annotation>.")
+        raise DataError(
+            f"{file}: its root is <{root.tag[:40]}>, expected Pascal VOC's <annotation>. "
+            "Export the data as Pascal VOC, COCO or YOLO."
+        )
     entries = root.findall("object")
     objects = tuple(_object(file, entry) for entry in entries if entry.find("bndbox") is not None)
     return _Page(file, _image_of(file, root, images, by_stem), _size(file, root), objects, len(entries) - len(objects))
+
+
+def _text(file: Path) -> str:
+    """The text of an XML file, as UTF-8 or else in the encoding that it declares."""
+    try:
+        return read_text(file, "a Pascal VOC annotation")
+    except DataError:
+        if not os.path.isfile(file):
+            raise
+        data = file.read_bytes()
+        declared = _ENCODING.match(data)
+        if declared is None and not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise
+    encoding = declared.group(1).decode() if declared else "utf-16"
+    try:
+        return data.decode(encoding)
+    except (LookupError, UnicodeError) as error:
+        raise DataError(f"{file}: is not in the encoding it declares ({error}). Store it as UTF-8.") from error
 
 
 def _image_of(file: Path, root: ElementTree.Element, images: Path, by_stem: Mapping[str, Path]) -> Path:
     """The image: named as the XML file, since the name inside is often stale; else as the name inside says."""
     name = (root.findtext("filename") or "").strip()
     plain = PureWindowsPath(PurePosixPath(name).name).name  # never a way out of the folder
-    stem = plain.rsplit(".", 1)[0]
-    found = by_stem.get(file.stem) or by_stem.get(stem) or by_stem.get(plain)
+    found = by_stem.get(file.stem) or by_stem.get(_stem(plain))
     if found is None:
         raise DataError(
             f"{file}: its image is not in {images}: neither {file.stem}.jpg (or .png, ...) nor '{name[:80]}'."
@@ -242,7 +294,7 @@ def _size(file: Path, root: ElementTree.Element) -> tuple[int, int] | None:
     if any(text is None or not text.strip() for text in texts):
         return None
     height, width = (_number(file, "size", str(text)) for text in texts)
-    if height % 1 or width % 1 or height < 0 or width < 0:
+    if height % 1 or width % 1 or min(height, width) < 0:
         raise DataError(f"{file}: has the size {width:g} x {height:g}; expected whole pixels.")
     return (int(height), int(width)) if height and width else None
 
@@ -258,7 +310,7 @@ def _object(file: Path, entry: ElementTree.Element) -> _Object:
             raise DataError(f"{file}: an object '{name[:40]}' has a <bndbox> without <{key}>.")
         corners.append(_number(file, key, text))
     left, top, right, bottom = corners
-    difficult = (entry.findtext("difficult") or "0").strip() not in ("0", "", "false", "Unspecified")
+    difficult = (entry.findtext("difficult") or "0").strip().lower() not in _NO
     return _Object(name, (left, top, right - left, bottom - top), difficult)
 
 
@@ -267,6 +319,6 @@ def _number(file: Path, what: str, text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if not abs(value) < _LARGEST:  # NaN compares false
         raise DataError(f"{file}: <{what}> is '{text.strip()[:40]}'; expected a number of pixels.")
     return value

@@ -1,13 +1,15 @@
 """YOLO data: a ``data.yaml``, image folders, and a text file of boxes beside each image.
 
 A line of such a file is ``class cx cy w h``, fractions of the image, or ``class x1 y1 x2 y2 x3 y3 ...``, an outline,
-whose bounding box is taken. An image without a text file holds no objects.
+whose bounding box is taken. An image without a text file holds no objects. Where the description speaks of keypoints
+(``kpt_shape``), a line begins with the box and goes on with them. Descriptions and lists may name images anywhere, as
+YOLO's own do; nothing but images, their label files and lists (``.txt``) is read there.
 """
 
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,21 +18,27 @@ import yaml
 from qskd.data.formats.layout import (
     Content,
     canonical,
-    first_folder,
     images_below,
     in_order,
     is_image,
+    locate,
     missing_split,
     read_text,
     spellings,
+    split_folders,
+    subfolders,
 )
 from qskd.data.images import upright_sizes
 from qskd.data.index import DetectionIndex
 from qskd.errors import DataError
 
+_DESCRIPTIONS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "_darknet.labels")
+_SPLITS = ("train", "val", "test")
 _FAR_OUTSIDE = 2.0  # a fraction beyond this is no fraction
 _ROW = 5  # numbers of a box; an outline has at least 7, an odd count
+_LARGEST_YAML = 1 << 20  # bytes; thousands of class names take a tenth of it
+_TRIED = 20  # files looked at to tell what a folder holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,55 +50,58 @@ class YoloSource:
     class_names: tuple[str, ...]
     parts: Mapping[str, tuple[Path, ...]]  # of each split: image folders, images, or text files with a list of images
     base: Path  # what relative names in such lists may be relative to
+    absent: Mapping[str, str] = field(default_factory=dict)  # what to say of splits whose images are not there
+    has_keypoints: bool = False
 
     @classmethod
     def find(cls, path: Path) -> "YoloSource | None":
-        """The YOLO data at a path: a YAML file, or a folder that holds one, or images/ with labels/ and class names.
+        """The YOLO data at a path: a YAML file, or a folder that holds one, or images with text files and class names.
 
         Raises:
             DataError: it is YOLO data that cannot be used.
         """
         if path.is_file():
             return cls._from_yaml(path) if path.suffix.lower() in (".yaml", ".yml") else None
-        files = [path / "data.yaml", path / "data.yml", path / "dataset.yaml", path / "dataset.yml"]
-        described = next((file for file in [*files, *sorted(path.glob("*.y*ml"))] if _is_description(file)), None)
+        files = [*(path / name for name in _DESCRIPTIONS), *sorted(path.glob("*.y*ml"))]
+        described = next((file for file in files if _is_description(file)), None)
         return cls._from_yaml(described) if described else cls._from_folders(path)
 
     @classmethod
     def _from_yaml(cls, file: Path) -> "YoloSource":
         settings = _read_yaml(file)
         base = _base(file, settings.get("path"))
-        parts = {
-            canonical(str(key)): tuple(_located(file, base, value))
-            for key, value in settings.items()
-            if canonical(str(key)) in ("train", "val", "test") and value
-        }
-        if not parts:
+        wanted = {canonical(key): value for key, value in settings.items() if canonical(key) in _SPLITS and value}
+        if not wanted:
             raise DataError(f"{file}: names no images under train, val or test.")
-        if "test" not in parts and (test := _test_beside(parts)):
+        parts: dict[str, tuple[Path, ...]] = {}
+        absent: dict[str, str] = {}
+        for split, value in wanted.items():  # descriptions of whole data sets come with some of their splits
+            try:
+                parts[split] = tuple(_located(file, base, value))
+            except DataError as error:
+                absent[split] = str(error)
+        if not parts:
+            raise DataError(next(iter(absent.values())))
+        if "test" not in wanted and (test := _test_beside(parts)):
             parts["test"] = (test,)
-        return cls(file, _names(file, settings), parts, base)
+        return cls(file, _names(file, settings), parts, base, absent, "kpt_shape" in settings)
 
     @classmethod
     def _from_folders(cls, path: Path) -> "YoloSource | None":
-        """images/<split> beside labels/<split>, or <split>/images beside <split>/labels; or both without splits."""
-        named = next((path / name for name in _NAME_FILES if (path / name).is_file()), None)
-        if named is None:
+        """Data without a description: folders or lists of images named like splits, or images without splits."""
+        parts = _parts_of(path)
+        if not parts:
             return None
-        parts: dict[str, tuple[Path, ...]] = {}
-        for split in ("train", "val", "test"):
-            names = spellings(split)
-            pairs = [(path / "images" / name, path / "labels" / name) for name in names]
-            pairs += [(path / name / "images", path / name / "labels") for name in names]
-            found = first_folder([images for images, labels in pairs if labels.is_dir()])
-            if found:
-                parts[split] = (found,)
-        whole = path / "images" if (path / "images").is_dir() else path
-        has_labels = (path / "labels").is_dir() or any(file.with_suffix(".txt").is_file() for file in _some(path))
-        if not parts and has_labels:
-            parts["train"] = (whole,)
-        lines = [line.strip() for line in read_text(named, "a file with one class name a line").splitlines()]
-        return cls(named, tuple(line for line in lines if line), parts, path) if parts else None
+        places = [path, path / "labels", path / "images", *subfolders(path / "labels")]
+        places += [place for (part,) in parts.values() for place in (part, part.parent, part.parent / "labels")]
+        files = (place / name for place in places for name in _NAME_FILES)
+        named = next((file for file in files if os.path.isfile(file)), None)
+        if named is None:
+            raise DataError(
+                f"{path} holds YOLO labels, but nothing says what the classes are called. Write a data.yaml with "
+                "train, val and names, or a classes.txt with one name a line."
+            )
+        return cls(named, _lines(named), parts, path)
 
     @property
     def origin(self) -> str:
@@ -104,12 +115,14 @@ class YoloSource:
 
     def load(self, split: str, *, class_names: Sequence[str] | None = None, strict: bool = False) -> DetectionIndex:
         """One split; see ``Source.load``."""
+        if split in self.absent:
+            raise DataError(self.absent[split])
         if split not in self.parts:
             raise missing_split(self, split)
         images = [image for part in self.parts[split] for image in self._images(part)]
         if not images:
             raise DataError(f"{self.file}: no image in {', '.join(map(str, self.parts[split]))}.")
-        images = list(dict.fromkeys(images))
+        images = [Path(os.path.abspath(image)) for image in dict.fromkeys(images)]
         folder = Path(os.path.commonpath([image.parent for image in images]))
         content = Content(self.class_names)
         without = []
@@ -120,7 +133,7 @@ class YoloSource:
             if labels is None:
                 without.append(name)
                 continue
-            for line, label, (left, top, box_width, box_height) in _boxes(labels, len(self.class_names)):
+            for line, label, (left, top, box_width, box_height) in self._boxes(labels):
                 box = (left * width, top * height, box_width * width, box_height * height)
                 content.add_box(number, label, box, f"{labels.name}, line {line}")
         if len(without) == len(images):
@@ -140,16 +153,48 @@ class YoloSource:
         if is_image(part):
             return [part]
         found = []
-        for line in read_text(part, "a list of images").splitlines():
-            name = line.strip()
-            if not name:
+        for number, line in enumerate(read_text(part, "a list of images").splitlines(), start=1):
+            if not (name := line.strip()):
                 continue
-            places = (part.parent / name, self.base / name)
-            where = next((place for place in places if place.is_file()), None)
-            if where is None:
-                raise DataError(f"{part}: the image '{name}' is not there; looked for {places[0]} and {places[1]}.")
-            found.append(Path(os.path.normpath(where)))
+            where = locate(name, (part.parent, self.base))
+            if where is None or not is_image(where):
+                raise DataError(
+                    f"{part}, line {number}: there is no image '{name[:120]}'; looked for it from {part.parent} and "
+                    f"{self.base}."
+                )
+            found.append(where)
         return found
+
+    def _boxes(self, file: Path) -> Iterator[tuple[int, int, tuple[float, float, float, float]]]:
+        """Number, class index and (left, top, width, height) in fractions of the image, of every line."""
+        classes = len(self.class_names)
+        for number, line in enumerate(read_text(file, "a YOLO label file").splitlines(), start=1):
+            cells = line.split()
+            if not cells:
+                continue
+            where = f"{file}, line {number}"
+            values = _numbers(where, cells[:_ROW] if self.has_keypoints else cells)
+            if values[0] % 1 or not 0 <= values[0] < classes:
+                raise DataError(
+                    f"{where}: class {cells[0][:40]}; expected a whole number from 0 to {classes - 1}, since "
+                    f"{self.file} names {classes} classes."
+                )
+            yield number, int(values[0]), _box(where, values)
+
+
+def _box(where: str, values: Sequence[float]) -> tuple[float, float, float, float]:
+    """(left, top, width, height) of a line's numbers."""
+    if len(values) == _ROW:
+        x, y, width, height = values[1:]
+        return x - width / 2, y - height / 2, width, height
+    if len(values) > _ROW + 1 and len(values) % 2:
+        xs, ys = values[1::2], values[2::2]
+        return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+    what = "a sixth, a detector's confidence, has no place here" if len(values) == _ROW + 1 else "expected"
+    raise DataError(
+        f"{where}: has {len(values)} numbers; {what}: 'class cx cy w h', or a class and the x and y of at least three "
+        "corners."
+    )
 
 
 def label_file(image: Path) -> Path | None:
@@ -162,62 +207,138 @@ def _candidates(image: Path) -> list[Path]:
     parts = list(beside.parts)
     for at in range(len(parts) - 2, -1, -1):
         if parts[at].lower() == "images":
-            return [Path(*parts[:at], "labels", *parts[at + 1 :]), beside]
-    return [beside, image.parent.parent / "labels" / beside.name]
+            mirrored = [Path(*parts[:at], "labels", *parts[at + 1 :])]
+            break
+    else:
+        mirrored = []
+    return [*mirrored, beside, image.parent.parent / "labels" / beside.name]
 
 
 def _expected(image: Path) -> str:
     return str(_candidates(image)[0])
 
 
-def _some(path: Path) -> list[Path]:
-    folder = path / "images" if (path / "images").is_dir() else path
-    return [file for file in sorted(folder.iterdir()) if is_image(file)][:100]
+def _parts_of(path: Path) -> dict[str, tuple[Path, ...]]:
+    """The images of every split of a folder without a description."""
+    pairs = {split: (place, path / "labels" / place.name) for split, place in split_folders(path / "images").items()}
+    for split, place in split_folders(path).items():
+        pairs.setdefault(split, (place / "images", place / "labels"))
+        if not pairs[split][0].is_dir():
+            pairs[split] = (place, place)
+    parts: dict[str, tuple[Path, ...]] = {
+        split: (images,) for split, (images, labels) in pairs.items() if _has_labels(images, labels)
+    }
+    lists = {
+        split: path / f"{name}.txt"
+        for split in _SPLITS
+        for name in reversed(spellings(split))
+        if _is_list(path / f"{name}.txt", path)
+    }
+    if parts or lists:
+        return parts or {split: (file,) for split, file in lists.items()}
+    places = ((path / "images", path / "labels"), (path, path / "labels"))
+    whole = next((images for images, labels in places if _has_labels(images, labels)), None)
+    return {"train": (whole,)} if whole else {}
+
+
+def _has_labels(images: Path, labels: Path) -> bool:
+    """Whether some images of a folder have a text file of numbers, in the folder of labels or beside them."""
+    if not images.is_dir():
+        return False
+    tried = 0
+    for file in sorted(images.iterdir()):
+        if not is_image(file) or tried >= _TRIED:
+            continue
+        tried += 1
+        for label in (labels / f"{file.stem}.txt", file.with_suffix(".txt")):
+            if os.path.isfile(label) and _starts_with_number(label):
+                return True
+    return False
+
+
+def _starts_with_number(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            cells = opened.read(1 << 12).lstrip(b"\xef\xbb\xbf").split()
+        return bool(cells) and math.isfinite(float(cells[0]))
+    except (OSError, ValueError):
+        return False
+
+
+def _is_list(file: Path, path: Path) -> bool:
+    """Whether a text file begins with the name of an image that is there."""
+    if not os.path.isfile(file):
+        return False
+    with file.open(encoding="utf-8-sig", errors="replace") as opened:
+        name = opened.readline(1 << 12).strip()
+    where = locate(name, (path,))
+    return where is not None and is_image(where)
+
+
+def _lines(file: Path) -> tuple[str, ...]:
+    lines = [line.strip() for line in read_text(file, "a file with one class name a line").splitlines()]
+    return tuple(line for line in lines if line)
 
 
 def _is_description(file: Path) -> bool:
     """Whether a YAML file names images; run and model configurations lie about as well."""
-    if not file.is_file():
+    if not os.path.isfile(file):
         return False
+    is_usual = file.name in _DESCRIPTIONS
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return file.name in ("data.yaml", "data.yml")  # its own error is better than none
-    return isinstance(settings, dict) and bool({"names", "nc"} & set(settings)) and "train" in settings
+        settings = _read_yaml(file)
+    except DataError:
+        return is_usual  # its own error is better than none
+    has_splits = any(canonical(key) in _SPLITS for key in settings)
+    return has_splits and (is_usual or bool({"names", "nc"} & set(settings)))
+
+
+class _Loader(yaml.BaseLoader):
+    """Scalars stay the text they are, since a class may be called no, or 007; nothing stands for something else."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """One node, unless it repeats another: a few of those can stand for more than fits into memory."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias (*name); write out what it stands for")
+        return super().compose_node(parent, index)
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
+    """The keys of a YAML file; what it leaves empty is "", other scalars are text."""
+    text = read_text(file, "a data.yaml")
+    if len(text) > _LARGEST_YAML:
+        raise DataError(f"{file}: has {len(text)} characters, far more than the description of a data set.")
     try:
-        settings = yaml.safe_load(read_text(file, "a data.yaml"))
+        settings = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise DataError(f"{file}: not valid YAML ({' '.join(str(error).split())[:200]}).") from error
     if not isinstance(settings, dict):
-        raise DataError(f"{file}: holds a {type(settings).__name__}, expected keys such as train, val and names.")
-    return settings
+        kind = "nothing" if settings is None else f"a {type(settings).__name__}"
+        raise DataError(f"{file}: holds {kind}, expected keys such as train, val and names.")
+    return {key: "" if value in ("~", "null") else value for key, value in settings.items() if isinstance(key, str)}
 
 
 def _base(file: Path, given: Any) -> Path:
     """The folder that names are relative to; a ``path`` from another machine is not believed."""
     if isinstance(given, str) and given:
-        for place in (file.parent / given, Path(given).expanduser()):
-            if place.is_dir():
-                return place
+        places = [file.parent / given, Path(os.path.expanduser(given))]
+        return next((place for place in places if os.path.isdir(place)), file.parent)
     return file.parent
 
 
 def _located(file: Path, base: Path, value: Any) -> Iterator[Path]:
-    """Where the images of one key are; ``../train/images`` of exporters that mean ``train/images`` too."""
+    """Where the images of one key are."""
     for name in value if isinstance(value, list) else [value]:
-        if not isinstance(name, str) or not name or "\0" in name:
+        if not isinstance(name, str) or not name:
             raise DataError(f"{file}: names images as {name!r:.80}; expected a folder or a text file.")
-        trimmed = name
-        while trimmed.startswith(("../", "./")):
-            trimmed = trimmed.split("/", 1)[1]
-        places = [base / name, file.parent / name, base / trimmed, file.parent / trimmed]
-        where = next((place for place in places if place.exists()), None)
+        where = locate(name, (base, file.parent))
         if where is None:
-            raise DataError(f"{file}: '{name}' is not there; looked for {', '.join(dict.fromkeys(map(str, places)))}.")
-        yield Path(os.path.normpath(where))
+            looked = " and ".join(dict.fromkeys((str(base), str(file.parent))))
+            raise DataError(f"{file}: '{name[:120]}' is not there; looked for it from {looked}.")
+        is_list = os.path.isfile(where) and (is_image(where) or where.suffix.lower() == ".txt")
+        if not is_list and (not os.path.isdir(where) or where.resolve().parent == where.resolve()):
+            raise DataError(f"{file}: '{name[:120]}' is neither a folder of images nor a .txt file with their names.")
+        yield where
 
 
 def _test_beside(parts: Mapping[str, tuple[Path, ...]]) -> Path | None:
@@ -234,45 +355,34 @@ def _test_beside(parts: Mapping[str, tuple[Path, ...]]) -> Path | None:
 
 def _names(file: Path, settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Class names by index, from a list, from numbered keys, or numbers where only their count is given."""
-    names, count = settings.get("names"), settings.get("nc")
+    names, count = settings.get("names"), _count(settings.get("nc"))
     if isinstance(names, dict):
-        try:
-            numbered = {int(key): name for key, name in names.items()}
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{file}: the keys of 'names' must be class numbers, got {list(names)[:5]}.") from error
-        if sorted(numbered) != list(range(len(numbered))):
-            raise DataError(f"{file}: 'names' has the numbers {sorted(numbered)[:10]}; expected 0, 1, 2, ...")
-        names = [numbered[index] for index in range(len(numbered))]
-    if names is None and type(count) is int and 0 < count < 100_000:
+        names = _by_number(file, names)
+    if not names and (lines := [file.parent / name for name in _NAME_FILES if os.path.isfile(file.parent / name)]):
+        names = list(_lines(lines[0]))
+    if not names and count:
         return tuple(map(str, range(count)))
     if not isinstance(names, list) or not names:
         raise DataError(f"{file}: 'names' is {names!r:.80}; expected the class names, in order.")
-    if type(count) is int and count != len(names):
+    if bad := [name for name in names if not isinstance(name, str) or not name]:
+        raise DataError(f"{file}: 'names' holds {bad[0]!r:.80}; expected a text for every class.")
+    if count is not None and count != len(names):
         raise DataError(f"{file}: nc is {count}, but 'names' holds {len(names)} names. Correct one of them.")
-    return tuple(str(name) for name in names)
+    return tuple(names)
 
 
-def _boxes(file: Path, classes: int) -> Iterator[tuple[int, int, tuple[float, float, float, float]]]:
-    """Number, class index and (left, top, width, height) in fractions of the image, of every line."""
-    for number, line in enumerate(read_text(file, "a YOLO label file").splitlines(), start=1):
-        cells = line.split()
-        if not cells:
-            continue
-        where = f"{file}, line {number}"
-        values = _numbers(where, cells)
-        if values[0] % 1 or not 0 <= values[0] < classes:
-            raise DataError(f"{where}: class {cells[0]}; expected a whole number from 0 to {classes - 1}.")
-        if len(values) == _ROW:
-            x, y, width, height = values[1:]
-            yield number, int(values[0]), (x - width / 2, y - height / 2, width, height)
-        elif len(values) > _ROW + 1 and len(values) % 2:
-            xs, ys = values[1::2], values[2::2]
-            yield number, int(values[0]), (min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys))
-        else:
-            raise DataError(
-                f"{where}: has {len(values)} numbers; expected 'class cx cy w h', or a class and the x and y of at "
-                "least three corners."
-            )
+def _count(value: Any) -> int | None:
+    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) <= 5 else None
+
+
+def _by_number(file: Path, names: Mapping[str, Any]) -> list[Any]:
+    try:
+        numbered = {int(key): name for key, name in names.items()}
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{file}: the keys of 'names' must be class numbers, got {list(names)[:5]}.") from error
+    if sorted(numbered) != list(range(len(names))):
+        raise DataError(f"{file}: 'names' has the numbers {sorted(numbered)[:10]}; expected 0, 1, 2, ...")
+    return [numbered[index] for index in range(len(numbered))]
 
 
 def _numbers(where: str, cells: Sequence[str]) -> list[float]:
