@@ -1,6 +1,7 @@
 """From an image file of any kind to RGB pixels, upright."""
 
 import io
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +69,8 @@ def read_pixels(path: Path, *, height: int, width: int, at_least: tuple[int, int
 @contextmanager
 def opened(path: Path, blob: Callable[[], bytes] | None = None) -> Iterator[Image.Image]:
     """The image in a file, or in what ``blob`` returns; whatever goes wrong names the path."""
+    if blob is None and os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise DataError(f"{path}: is no file. Replace it by an image.")
     with _told(path), Image.open(io.BytesIO(blob()) if blob is not None else path) as image:
         yield image
 

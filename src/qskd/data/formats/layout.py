@@ -85,7 +85,7 @@ def images_below(folder: Path) -> list[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         found += [Path(top) / name for name in names if is_image(Path(name))]
-    return sorted(found)
+    return sorted(path for path in found if os.path.isfile(path))
 
 
 def split_folders(folder: Path) -> dict[str, Path]:

@@ -37,6 +37,7 @@ _NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "_darknet.labels")
 _SPLITS = ("train", "val", "test")
 _FAR_OUTSIDE = 2.0  # a fraction beyond this is no fraction
 _ROW = 5  # numbers of a box; an outline has at least 7, an odd count
+_DEEPEST = 20  # lists within lists in a description
 _LARGEST_YAML = 1 << 20  # bytes; thousands of class names take a tenth of it
 _TRIED = 20  # files looked at to tell what a folder holds
 
@@ -290,17 +291,25 @@ def _is_description(file: Path) -> bool:
     except DataError:
         return is_usual  # its own error is better than none
     has_splits = any(canonical(key) in _SPLITS for key in settings)
-    return has_splits and (is_usual or bool({"names", "nc"} & set(settings)))
+    has_names = bool({"names", "nc"} & set(settings))
+    return has_splits or has_names if is_usual else has_splits and has_names
 
 
 class _Loader(yaml.BaseLoader):
     """Scalars stay the text they are, since a class may be called no, or 007; nothing stands for something else."""
 
+    depth = 0
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         """One node, unless it repeats another: a few of those can stand for more than fits into memory."""
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it has an alias (*name); write out what it stands for")
-        return super().compose_node(parent, index)
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise yaml.YAMLError("it is nested too deeply")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
