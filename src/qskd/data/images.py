@@ -130,7 +130,8 @@ def upright_size_of(name: str, blob: bytes) -> tuple[int, int]:
 
 def _upright_size(path: Path, blob: Callable[[], bytes] | None = None) -> tuple[int, int]:
     with opened(path, blob) as image:
-        width, height = image.size[::-1] if _is_turned(image) else image.size
+        stored = _stored_size(image)
+        width, height = stored[::-1] if _is_turned(image) else stored
         return height, width
 
 
@@ -185,12 +186,19 @@ def _is_turned(image: Image.Image) -> bool:
     return orientation(image) in (5, 6, 7, 8)
 
 
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) before turning; some versions of Pillow give a TIFF's size turned already."""
+    tags = getattr(image, "tag_v2", None) if image.format == "TIFF" else None
+    return image.size if tags is None else (int(tags[256]), int(tags[257]))
+
+
 def _check_size(path: Path, image: Image.Image, height: int, width: int) -> None:
     turned = _is_turned(image)
-    upright = image.size[::-1] if turned else image.size
+    stored = _stored_size(image)
+    upright = stored[::-1] if turned else stored
     if upright == (width, height):
         return
-    if turned and image.size == (width, height):
+    if turned and stored == (width, height):
         raise DataError(
             f"{path}: its EXIF tag says that it has to be turned by 90 degrees to stand upright "
             f"({upright[0]} x {upright[1]}), but the annotation file gives the size before turning ({width} "
