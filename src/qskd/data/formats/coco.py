@@ -152,7 +152,11 @@ def image_folder(folder: Path, file: Path, split: str, content: Mapping[str, Any
         )
         texts = [name.replace("\\", "/") for name in names if isinstance(name, str)]
         held = [sum(os.path.isfile(place / name) for name in texts) for place in existing]
-        return existing[held.index(max(held))]  # what is missing there will be named
+        if not texts or max(held):
+            return existing[held.index(max(held))]
+        meant = [place for place in existing if place not in (folder, folder / "annotations")]
+        if meant:
+            return meant[0]  # what is missing there will be named
     looked = ", ".join(str(place) for place in dict.fromkeys(places))
     raise DataError(f"No image folder for the split '{split}'; looked for {looked}.")
 
