@@ -224,3 +224,44 @@ def test_a_source_split_that_is_not_there_is_named(tmp_path, capsys):
     write_coco(tmp_path / "data")
     assert main(["split", str(tmp_path / "data"), "--output_dir", str(tmp_path / "x"), "--split", "tset"]) == 2
     assert "no split 'tset'" in capsys.readouterr().err
+
+
+# ---- other formats -------------------------------------------------------------------------------------------
+
+
+def test_every_bad_line_of_yolo_data_is_found(tmp_path, capsys):
+    for name in ("a", "b", "c"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        Image.fromarray(np.random.default_rng(ord(name)).integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(
+            tmp_path / "images" / f"{name}.png"
+        )
+    (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [x, y]\n")
+    (tmp_path / "labels" / "a.txt").write_text(
+        "0 .5 .5 .2 .2\n7 .5 .5 .2 .2\n0 .5 .5 .2\n1 .5 .5 0 .2\n0 .5 .5 .2 .2\n"
+    )
+    (tmp_path / "labels" / "b.txt").write_text("0 100 200 20 20\n1 .2 .2 .1 .1\n")
+    (tmp_path / "images" / "d.png").write_text("no image")
+    assert main(["check", str(tmp_path), "--fix", str(tmp_path / "clean")]) == 1
+    shown = capsys.readouterr().out
+    for text in ("a.txt, line 2", "a.txt, line 3", "b.txt, line 1", "d.png", "degenerate box (2)", "duplicate box (2)"):
+        assert text in shown
+    index = open_source(tmp_path / "clean").load("train", strict=True)
+    assert [len(index.labels(position)) for position in range(len(index))] == [1, 1, 0]
+
+
+def test_every_bad_file_of_voc_data_is_found(tmp_path, capsys):
+    (tmp_path / "train").mkdir()
+    box = "<object><name>x</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"
+    for name in ("a", "b", "c"):
+        noise = np.random.default_rng(ord(name)).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "train" / f"{name}.png")
+        (tmp_path / "train" / f"{name}.xml").write_text(f"<annotation>{box}</annotation>")
+    (tmp_path / "train" / "b.xml").write_text("<annotation>")
+    (tmp_path / "train" / "c.xml").write_text(f"<annotation>{box.replace('9', 'nine')}</annotation>")
+    assert main(["check", str(tmp_path)]) == 1
+    shown = capsys.readouterr().out
+    assert "b.xml" in shown
+    assert "c.xml" in shown
+    assert "entry that cannot be read (2)" in shown
+    assert "train: 1 images" in shown

@@ -8,7 +8,6 @@ from typing import Any
 
 from qskd import __version__
 from qskd.data.findings import Finding, Group, grouped
-from qskd.data.formats.coco import CocoSource, image_folder, read_json
 from qskd.data.formats.layout import Source
 from qskd.data.image_facts import ImageFacts, alike, facts_of
 from qskd.data.index import ImageRecord
@@ -108,15 +107,13 @@ def _check_split(source: Source, name: str, findings: list[Finding], pixels: boo
 
 
 def _mended(source: Source, name: str) -> Mended:
-    if isinstance(source, CocoSource):
-        file = source.files[name]
-        content = read_json(file)
-        return mend(file, image_folder(source.folder, file, name, content), name, content)
-    index = source.load(name)
-    mended = mend(Path(source.origin), index.images.folder, name, index.ground_truth(), index.images.blobs)
-    for line in index.problems.lines():
-        if "clipped" not in line:  # that is looked at here
-            mended.note("warning", "mended by the reader", source.origin, line)
+    errors: list[DataError] = []
+    raw = source.raw(name, errors)
+    mended = mend(raw.origin, raw.folder, name, raw.content, raw.blobs)
+    for error in errors:
+        mended.note("error", "entry that cannot be read", str(error))
+    for line in raw.problems.lines():
+        mended.note("note", "told by the reader", source.origin, line)
     return mended
 
 

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from qskd.data.formats.layout import SPELLINGS, canonical, in_order, missing_split, split_folders, subfolders
+from qskd.data.formats.coco_tables import Problems
+from qskd.data.formats.layout import (
+    SPELLINGS,
+    RawSplit,
+    canonical,
+    in_order,
+    missing_split,
+    split_folders,
+    subfolders,
+)
 from qskd.data.index import DetectionIndex
 from qskd.errors import DataError
 
@@ -79,13 +88,16 @@ class CocoSource:
         return in_order(tuple(self.files))
 
     def load(self, split: str, *, class_names: Sequence[str] | None = None, strict: bool = False) -> DetectionIndex:
-        """One split; see ``Source.load``."""
+        """See ``Source.load``."""
+        return self.raw(split).index(class_names, strict)
+
+    def raw(self, split: str, errors: list[DataError] | None = None) -> RawSplit:
+        """See ``Source.raw``: nothing is looked at yet."""
         if split not in self.files:
             raise missing_split(self, split)
         file = self.files[split]
-        content = without_root(read_json(file))
-        folder = image_folder(self.folder, file, split, content)
-        return DetectionIndex.of(file, folder, content, class_names=class_names, strict=strict)
+        content = read_json(file) if errors is not None else without_root(read_json(file))
+        return RawSplit(file, image_folder(self.folder, file, split, content), content, Problems())
 
 
 def _annotation_files(path: Path) -> Iterator[tuple[str, Path]]:

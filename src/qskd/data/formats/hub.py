@@ -9,10 +9,18 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from qskd.data.formats.layout import Content, canonical, in_order, missing_split
+from qskd.data.formats.layout import (
+    Content,
+    RawSplit,
+    canonical,
+    in_order,
+    missing_split,
+    tolerated,
+)
 from qskd.data.images import upright_size_of
 from qskd.data.index import DetectionIndex
 from qskd.errors import DataError
@@ -126,7 +134,11 @@ class HubSource:
         return in_order(tuple(self.parts))
 
     def load(self, split: str, *, class_names: Sequence[str] | None = None, strict: bool = False) -> DetectionIndex:
-        """One split; see ``Source.load``. Images stay where they are until they are asked for."""
+        """See ``Source.load``."""
+        return self.raw(split).index(class_names, strict)
+
+    def raw(self, split: str, errors: list[DataError] | None = None) -> RawSplit:
+        """See ``Source.raw``. Images stay where they are until they are asked for."""
         if split not in self.parts:
             raise missing_split(self, split)
         rows = self.parts[split]
@@ -137,26 +149,22 @@ class HubSource:
         blobs = _Blobs(
             _undecoded(rows.select_columns([columns.image]), columns.image), columns.image, where, self.folder
         )
-        content = Content(names)
+        content, kept = Content(names), []
         place: dict[Any, int] = {name: position for position, name in enumerate(names)}
         if declared:
             place |= {position: position for position in range(len(names))}
         for position, row in enumerate(columns.of_objects(rows)):
             where = f"{self.name}, row {position} of {split}"
-            height, width = upright_size_of(where, blobs(position))
-            image = content.add_image(f"{split}-{position:06d}", height, width)
-            for label, box in _objects(where, row, columns, place):
-                content.add_box(image, label, _pixels(box, self.box_format, height, width), where)
+            with tolerated(errors):
+                height, width = upright_size_of(where, blobs(position))
+                found = list(_objects(where, row, columns, place))
+                image = content.add_image(f"{split}-{position:06d}", height, width)
+                kept.append(position)
+                for label, box in found:
+                    content.add_box(image, label, _pixels(box, self.box_format, height, width), where)
         self._check_boxes(content, split)
-        return DetectionIndex.of(
-            Path(self.name),
-            Path(self.name),
-            content.as_coco(),
-            class_names=class_names,
-            strict=strict,
-            problems=content.problems,
-            blobs=blobs,
-        )
+        chosen = blobs if len(kept) == len(rows) else partial(_at, blobs, kept)
+        return RawSplit(Path(self.name), Path(self.name), content.as_coco(), content.problems, chosen)
 
     def _check_boxes(self, content: Content, split: str) -> None:
         """Refuse boxes most of which would leave their image: they are in another form than was said."""
@@ -221,6 +229,11 @@ def _names_files(file: Path) -> bool:
     except OSError:
         return False
     return b"file_name" in line
+
+
+def _at(blobs: _Blobs, positions: Sequence[int], place: int) -> bytes:
+    """The encoded image of the row at a place among those that were kept."""
+    return blobs(positions[place])
 
 
 def _library(name: str) -> Any:

@@ -1,7 +1,9 @@
 """How folders of detection data are laid out: names of splits, suffixes of images, files beside each other."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -33,8 +35,53 @@ class Source(Protocol):
     def splits(self) -> tuple[str, ...]:
         """Names of the splits, as ``load`` takes them: train, val and test first, then others."""
 
+    def raw(self, split: str, errors: list[DataError] | None = None) -> "RawSplit":
+        """One split as its files say.
+
+        Args:
+            split: one of ``splits``.
+            errors: where entries that make no sense are noted, and left out; None stops at the first.
+
+        Raises:
+            DataError: there is no such split, or it cannot be read.
+        """
+
     def load(self, split: str, *, class_names: Sequence[str] | None = None, strict: bool = False) -> DetectionIndex:
         """One split, checked; see ``DetectionIndex.of``."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawSplit:
+    """Content in COCO's form before it is checked."""
+
+    origin: Path  # for messages
+    folder: Path  # that file names are relative to
+    content: dict[str, Any]
+    problems: Problems
+    blobs: Callable[[int], bytes] | None = None  # the encoded image at a position, where images are no files
+
+    def index(self, class_names: Sequence[str] | None, strict: bool) -> DetectionIndex:
+        """The same, checked; see ``DetectionIndex.of``."""
+        return DetectionIndex.of(
+            self.origin,
+            self.folder,
+            self.content,
+            class_names=class_names,
+            strict=strict,
+            problems=self.problems,
+            blobs=self.blobs,
+        )
+
+
+@contextmanager
+def tolerated(errors: list[DataError] | None) -> Iterator[None]:
+    """An error inside is noted, if errors are collected, and what it was about left out."""
+    try:
+        yield
+    except DataError as error:
+        if errors is None:
+            raise
+        errors.append(error)
 
 
 def canonical(name: str) -> str:

@@ -17,6 +17,7 @@ from typing import ClassVar
 from qskd.data.formats.layout import (
     SPELLINGS,
     Content,
+    RawSplit,
     canonical,
     first_folder,
     in_order,
@@ -24,8 +25,9 @@ from qskd.data.formats.layout import (
     missing_split,
     read_text,
     subfolders,
+    tolerated,
 )
-from qskd.data.images import upright_sizes
+from qskd.data.images import upright_size
 from qskd.data.index import DetectionIndex
 from qskd.errors import DataError
 
@@ -99,36 +101,40 @@ class VocSource:
         return in_order(tuple(self.parts))
 
     def load(self, split: str, *, class_names: Sequence[str] | None = None, strict: bool = False) -> DetectionIndex:
-        """One split; see ``Source.load``. Classes are those of all splits, by name."""
+        """See ``Source.load``."""
+        return self.raw(split).index(class_names, strict)
+
+    def raw(self, split: str, errors: list[DataError] | None = None) -> RawSplit:
+        """See ``Source.raw``. Classes are those of all splits, by name."""
         if split not in self.parts:
             raise missing_split(self, split)
-        pages = [self._page(*where) for where in self.parts[split]]
-        vocabulary = sorted({found.name for page in self._every_page() for found in page.objects})
-        if not vocabulary:
+        pages = list(self._pages_of(split, errors))
+        every = [page for name in self.parts for page in self._pages_of(name, None if errors is None else [])]
+        vocabulary = sorted({found.name for page in every for found in page.objects})
+        if not vocabulary or not pages:
             raise DataError(f"{self.folder}: no XML file names an object, so there are no classes.")
         folder = _common([page.image for page in pages])
         content = Content(vocabulary)
         label_of = {name: label for label, name in enumerate(vocabulary)}
-        for page, size in zip(pages, _sizes(pages), strict=True):
+        for page, size in _sized(pages, errors):
             image = content.add_image(page.image.relative_to(folder).as_posix(), *size)
             for found in page.objects:
                 content.add_box(image, label_of[found.name], found.box, page.file.name, is_crowd=found.is_difficult)
         _note(content, pages)
         content.problems.add("images without an XML file left out", self._without_page(split))
-        return DetectionIndex.of(
-            self.folder, folder, content.as_coco(), class_names=class_names, strict=strict, problems=content.problems
-        )
+        return RawSplit(self.folder, folder, content.as_coco(), content.problems)
 
-    def _every_page(self) -> Iterator[_Page]:
-        for files in self.parts.values():
-            yield from (self._page(*where) for where in files)
+    def _pages_of(self, split: str, errors: list[DataError] | None) -> Iterator[_Page]:
+        for where in self.parts[split]:
+            with tolerated(errors):
+                yield self._page(*where)
 
     def _without_page(self, split: str) -> list[str]:
         """Images in the folders of a split that no XML file is about; with image sets there are always some."""
         if self.has_sets:
             return []
         folders = dict.fromkeys(images for _, images in self.parts[split])
-        shown = {self._page(*where).image for where in self.parts[split]}
+        shown = {page.image for page in self._pages_of(split, [])}
         listed = [image for folder in folders for image in self._listings[folder].values()]
         return [image.name for image in listed if image not in shown]
 
@@ -150,11 +156,11 @@ def _note(content: Content, pages: Sequence[_Page]) -> None:
     content.problems.add("objects marked difficult, neither learnt nor scored", difficult, marked)
 
 
-def _sizes(pages: Sequence[_Page]) -> Iterator[tuple[int, int]]:
-    """(height, width) of every image, from its XML file or else from the image itself."""
-    measured = iter(upright_sizes([page.image for page in pages if page.size is None]))
+def _sized(pages: Sequence[_Page], errors: list[DataError] | None) -> Iterator[tuple[_Page, tuple[int, int]]]:
+    """Every page with the (height, width) of its image, from its XML file or else from the image itself."""
     for page in pages:
-        yield page.size if page.size is not None else next(measured)
+        with tolerated(errors):
+            yield page, page.size if page.size is not None else upright_size(page.image)
 
 
 def _devkit(path: Path) -> Path | None:

@@ -17,6 +17,7 @@ import yaml
 
 from qskd.data.formats.layout import (
     Content,
+    RawSplit,
     canonical,
     images_below,
     in_order,
@@ -27,8 +28,9 @@ from qskd.data.formats.layout import (
     spellings,
     split_folders,
     subfolders,
+    tolerated,
 )
-from qskd.data.images import upright_sizes
+from qskd.data.images import upright_size, upright_sizes
 from qskd.data.index import DetectionIndex
 from qskd.errors import DataError
 
@@ -115,7 +117,11 @@ class YoloSource:
         return in_order(tuple(self.parts))
 
     def load(self, split: str, *, class_names: Sequence[str] | None = None, strict: bool = False) -> DetectionIndex:
-        """One split; see ``Source.load``."""
+        """See ``Source.load``."""
+        return self.raw(split).index(class_names, strict)
+
+    def raw(self, split: str, errors: list[DataError] | None = None) -> RawSplit:
+        """See ``Source.raw``."""
         if split in self.absent:
             raise DataError(self.absent[split])
         if split not in self.parts:
@@ -127,25 +133,32 @@ class YoloSource:
         folder = Path(os.path.commonpath([image.parent for image in images]))
         content = Content(self.class_names)
         without = []
-        for image, (height, width) in zip(images, upright_sizes(images), strict=True):
+        for image, size in _measured(images, errors):
             name = image.relative_to(folder).as_posix()
-            number = content.add_image(name, height, width)
+            number = content.add_image(name, *size)
             labels = label_file(image)
             if labels is None:
                 without.append(name)
-                continue
-            for line, label, (left, top, box_width, box_height) in self._boxes(labels):
-                box = (left * width, top * height, box_width * width, box_height * height)
-                content.add_box(number, label, box, f"{labels.name}, line {line}")
+            else:
+                self._add_boxes(content, number, size, labels, errors)
         if len(without) == len(images):
             raise DataError(
                 f"{self.file}: none of the {len(images)} images of '{split}' has a label file; looked for "
                 f"{_expected(images[0])} and the like."
             )
         content.problems.add("images without a label file, taken for empty", without)
-        return DetectionIndex.of(
-            self.file, folder, content.as_coco(), class_names=class_names, strict=strict, problems=content.problems
-        )
+        return RawSplit(self.file, folder, content.as_coco(), content.problems)
+
+    def _add_boxes(
+        self, content: Content, image: int, size: tuple[int, int], labels: Path, errors: list[DataError] | None
+    ) -> None:
+        height, width = size
+        with tolerated(errors):
+            for line, found in _rows(labels):
+                with tolerated(errors):
+                    label, (left, top, box_width, box_height) = self._box(labels, line, found)
+                    box = (left * width, top * height, box_width * width, box_height * height)
+                    content.add_box(image, label, box, f"{labels.name}, line {line}")
 
     def _images(self, part: Path) -> list[Path]:
         """The images of a folder, or of a text file with one name a line."""
@@ -166,21 +179,33 @@ class YoloSource:
             found.append(where)
         return found
 
-    def _boxes(self, file: Path) -> Iterator[tuple[int, int, tuple[float, float, float, float]]]:
-        """Number, class index and (left, top, width, height) in fractions of the image, of every line."""
-        classes = len(self.class_names)
-        for number, line in enumerate(read_text(file, "a YOLO label file").splitlines(), start=1):
-            cells = line.split()
-            if not cells:
-                continue
-            where = f"{file}, line {number}"
-            values = _numbers(where, cells[:_ROW] if self.has_keypoints else cells)
-            if values[0] % 1 or not 0 <= values[0] < classes:
-                raise DataError(
-                    f"{where}: class {cells[0][:40]}; expected a whole number from 0 to {classes - 1}, since "
-                    f"{self.file} names {classes} classes."
-                )
-            yield number, int(values[0]), _box(where, values)
+    def _box(self, file: Path, number: int, cells: Sequence[str]) -> tuple[int, tuple[float, float, float, float]]:
+        """Class index and (left, top, width, height) in fractions of the image, of one line."""
+        where, classes = f"{file}, line {number}", len(self.class_names)
+        values = _numbers(where, cells[:_ROW] if self.has_keypoints else cells)
+        if values[0] % 1 or not 0 <= values[0] < classes:
+            raise DataError(
+                f"{where}: class {cells[0][:40]}; expected a whole number from 0 to {classes - 1}, since "
+                f"{self.file} names {classes} classes."
+            )
+        return int(values[0]), _box(where, values)
+
+
+def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number and cells of every line that is not empty."""
+    for number, line in enumerate(read_text(file, "a YOLO label file").splitlines(), start=1):
+        if cells := line.split():
+            yield number, cells
+
+
+def _measured(images: Sequence[Path], errors: list[DataError] | None) -> Iterator[tuple[Path, tuple[int, int]]]:
+    """Every image with its (height, width); those that are none are left out if errors are collected."""
+    if errors is None:
+        yield from zip(images, upright_sizes(images), strict=True)
+        return
+    for image in images:
+        with tolerated(errors):
+            yield image, upright_size(image)
 
 
 def _box(where: str, values: Sequence[float]) -> tuple[float, float, float, float]:
