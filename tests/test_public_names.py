@@ -15,6 +15,7 @@ def test_public_names_are_sorted_and_complete():
         "compare",
         "distill",
         "evaluate",
+        "inspect",
         "load_model",
         "predict",
         "train",

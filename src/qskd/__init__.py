@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from qskd.models.loading import load_model as load_model
     from qskd.runs.api import distill as distill
     from qskd.runs.api import evaluate as evaluate
+    from qskd.runs.api import inspect as inspect
     from qskd.runs.api import predict as predict
     from qskd.runs.api import train as train
     from qskd.runs.comparing import compare as compare
@@ -24,6 +25,7 @@ _PUBLIC = {
     "distill": "qskd.runs.api",
     "evaluate": "qskd.runs.api",
     "load_model": "qskd.models.loading",
+    "inspect": "qskd.runs.api",
     "predict": "qskd.runs.api",
     "train": "qskd.runs.api",
 }

@@ -4,12 +4,14 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 import builders
+import qskd
 from builders_runs import NAMES, edited, without_objects
 from qskd.data.batch import collate
 from qskd.data.transforms import ImageSize
@@ -376,3 +378,15 @@ def test_a_browser_opens_the_page_without_complaint(tmp_path, scenes, tiny_folde
     with Image.open(shot) as picture:
         assert picture.size == (1000, 3000)
         assert len(picture.convert("RGB").resize((100, 300)).getcolors(30000)) > 500  # the images are there
+
+
+DEMO = Path(qskd.__file__).parent / "assets" / "demo_teacher"
+
+
+def test_python_does_what_the_command_does(scenes, tmp_path):
+    made = qskd.inspect(
+        teacher=DEMO, data=scenes, images=1, output_dir=tmp_path / "page", image_size=64, selection_threshold=0.2
+    )
+    assert made.files.html.is_file()
+    with pytest.raises(ConfigError, match=r"no option 'teecher'\. Did you mean 'teacher'"):
+        qskd.inspect(teecher=DEMO)

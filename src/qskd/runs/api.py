@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from qskd.errors import ConfigError
-from qskd.runs import distilling, evaluating, predicting, training
+from qskd.runs import distilling, evaluating, inspecting, predicting, training
+from qskd.runs.inspecting import Inspected, InspectOptions
 from qskd.runs.options import DataOptions, MethodOptions, ModelOptions, PairOptions, SourceOptions
 from qskd.runs.predicting import Predicted, PredictOptions
 from qskd.runs.training import RunResult
@@ -52,6 +53,24 @@ def evaluate(split: str = "val", batch_size: int = 8, **options: Any) -> dict[st
     """COCO metrics of a model on a split, as `qskd eval` does: a dictionary with AP, AP50, ..., ``per_class``."""
     model, data = _split(options, (ModelOptions, SourceOptions))
     return evaluating.evaluate(model, data, split=split, batch_size=batch_size)
+
+
+def inspect(**options: Any) -> Inspected:
+    """A teacher's queries drawn and counted, as `qskd inspect` does.
+
+    Args:
+        options: the command's flags without dashes: ``teacher``, ``student``, ``data`` or ``image``, ``output_dir``,
+            ``method`` and its options.
+
+    Returns:
+        The numbers, and where the page is.
+
+    Raises:
+        ConfigError: options that cannot be.
+        QskdError: bad input.
+    """
+    kinds = (InspectOptions, PairOptions, SourceOptions, MethodOptions)
+    return inspecting.inspect(*_split(options, kinds))
 
 
 def predict(
