@@ -76,16 +76,16 @@ class Teaching:
     lesson: Lesson
     columns: Tensor | None  # [B, N'] which object each lesson object is; None: the batch's own objects
     prepared: Mapping[str, Prepared]
-    student_extent: Tensor | None = None  # [B, 2] see ``StudentAnswer.extent``
+    student_content: Tensor | None = None  # [B, 2] see ``StudentAnswer.content``
 
     def answer_of(self, view: DetrView, match: Tensor) -> StudentAnswer:
         """A student's side of the same micro-batch; ``match`` [L, B, N] is with all objects of the batch."""
         if self.columns is None:
-            return StudentAnswer(view, match, extent=self.student_extent)
+            return StudentAnswer(view, match, content=self.student_content)
         taken = matched_object(match, view.num_queries) >= 0
         match = match.gather(2, self.columns.expand(match.shape[0], -1, -1))  # [L, B, N']
         match = match.masked_fill(~self.lesson.targets.is_object, -1)
-        return StudentAnswer(view, match, taken, self.student_extent)
+        return StudentAnswer(view, match, taken, self.student_content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +161,9 @@ class TeacherSide:
         targets, columns = known_targets(batch.targets, known, all(self.label_map.known))
         groups = self.selection(view, targets, self.adapter.match_costs)
         others = None if columns is None else batch.targets.is_object.sum(1) - targets.is_object.sum(1)
-        extent = batch.for_teacher().extent() if batch.teacher_images is not None else None
-        student_extent = batch.extent() if extent is not None else None
-        return Teaching(Lesson(view, groups, targets, known, others, extent), columns, {}, student_extent)
+        own = batch.teacher_images
+        lesson = Lesson(view, groups, targets, known, others, own.content if own is not None else None)
+        return Teaching(lesson, columns, {}, batch.content if own is not None else None)
 
 
 class Distiller(nn.Module):

@@ -114,3 +114,13 @@ def test_a_configuration_of_real_size_gets_smaller_backbones(tmp_path, capsys):
     assert "--student_backbone resnet34" in shown
     assert "--student_backbone resnet18 --student_hidden_size 128" in shown
     assert "random, or --student_backbone_weights" in shown
+
+
+def test_sizes_are_chosen_as_for_a_distillation(tmp_path, capsys):
+    MODELS["lw_detr"]().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 800, "longest_edge": 1333}}')
+    assert main(["models", "--teacher", str(tmp_path)]) == 0
+    assert "GFLOPs at 640 x 640" in capsys.readouterr().out
+    (tmp_path / "preprocessor_config.json").write_text('{"size": {"height": 100, "width": 100}}')
+    assert main(["models", "--teacher", str(tmp_path)]) == 2
+    assert "is not a multiple of" in capsys.readouterr().err

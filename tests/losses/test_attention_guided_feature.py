@@ -218,14 +218,14 @@ def test_a_padded_student_is_compared_with_a_square_teacher_where_the_image_is()
     teacher = replace(random_view(1, images=1, grids=((4, 4),), channels=(2,)), memory=(ramp,))
     plain = random_view(1, images=1, grids=((4, 8),), channels=(2,))
     student = replace(plain, memory=(padded,), is_padding=(is_padding,))
-    lesson = replace(lesson_of(teacher, random_targets((2,))), extent=torch.ones(1, 2))
+    lesson = replace(lesson_of(teacher, random_targets((2,))), content=torch.tensor([[128, 128]]))
     term = UnmaskedFeature(
         student_channels=[2], teacher_channels=[2], student_strides=[32], teacher_strides=[32], normalise=False
     )
     prepared = term.prepare(lesson)
-    answer = StudentAnswer(student, torch.zeros(2, 1, 2, dtype=torch.long), extent=torch.tensor([[1.0, 0.5]]))
+    answer = StudentAnswer(student, torch.zeros(2, 1, 2, dtype=torch.long), content=torch.tensor([[128, 128]]))
     right = term(answer, lesson, prepared, prepared.amount)["feature"]
-    wrong = term(replace(answer, extent=None), replace(lesson, extent=None), prepared, prepared.amount)["feature"]
+    wrong = term(replace(answer, content=None), replace(lesson, content=None), prepared, prepared.amount)["feature"]
     assert right.item() == pytest.approx(0.0, abs=1e-9)
     assert wrong.item() > 0.1
 

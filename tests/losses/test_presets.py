@@ -124,7 +124,7 @@ def test_options_reach_the_terms() -> None:
     ("missing", "side", "message"),
     [
         (Need.ATTENTION, "teacher", "'agfd' needs cross-attention of the teacher, which the imaginary adapter"),
-        (Need.MEMORY, "student", "'agfd' needs encoder memory of the student.*agfd.weight to 0"),
+        (Need.MEMORY, "student", "'agfd' needs encoder memory of the student.*--agfd_weight 0"),
         (Need.PREDICTIONS, "student", "'lapd' needs all decoder layers' predictions of the student"),
     ],
     ids=lambda value: getattr(value, "name", ""),

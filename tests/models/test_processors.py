@@ -135,12 +135,50 @@ def test_weights_are_safetensors_and_a_card_says_what_they_are(tmp_path):
         ({"longest_edge": 1000}, ImageSize(shortest_edge=1000, longest_edge=1000)),
         ({"height": 384, "width": 384}, ImageSize(square=384)),
         ({"height": 384, "width": 512}, None),
-        (800, None),
+        (800, ImageSize(shortest_edge=800, longest_edge=1333)),
+        ({"shortest_edge": 480}, ImageSize(shortest_edge=480, longest_edge=800)),
+        ([640, 640], ImageSize(square=640)),
+        (None, None),
     ],
 )
 def test_the_size_of_a_processor_file(tmp_path, size, expected):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": size}))
     assert image_size_of(tmp_path) == expected
+
+
+def test_the_size_of_the_first_checkpoints(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 800, "max_size": 1200}))
+    assert image_size_of(tmp_path) == ImageSize(shortest_edge=800, longest_edge=1200)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": "large"},
+        {"size": {"height": "640", "width": "640"}},
+        {"size": {"height": 0, "width": 0}},
+        {"size": [640, 640.5]},
+    ],
+)
+def test_a_size_that_is_none_is_refused_with_its_file(tmp_path, settings):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json has the size"):
+        image_size_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"do_normalize": True, "image_mean": [0.5, 0.5]}, "image_mean"),
+        ({"do_normalize": True, "image_std": 0}, "image_std"),
+        ({"do_normalize": True, "image_std": [0.2, "x", 0.2]}, "image_std"),
+        ({"rescale_factor": 1.0}, "rescale_factor"),
+    ],
+)
+def test_a_normalisation_that_is_none_is_refused_with_its_file(tmp_path, settings, message):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=rf"preprocessor_config\.json has {message}"):
+        pixel_norm_of(tmp_path, MODELS["detr"]().config)
 
 
 def test_a_folder_without_processor_has_no_size(tmp_path):

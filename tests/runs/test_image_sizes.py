@@ -31,3 +31,28 @@ def test_families_without_a_padding_mask_get_squares(family: str) -> None:
     assert choose_size(DataOptions(data=""), adapters_of(family), [None]) == ImageSize(square=640)
     with pytest.raises(ConfigError, match="reads no padding mask"):
         choose_size(DataOptions(data="", image_size=480, max_image_size=640), adapters_of(family), [None])
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_a_size_that_anchors_were_made_for_is_the_only_one(who):
+    (fixed,) = adapters_of("rt_detr")
+    fixed.model.config.anchor_image_size = [96, 96]
+    (other,) = adapters_of("detr")
+    pair = [fixed, other] if who == "student" else [other, fixed]
+    with pytest.raises(ConfigError, match=r"has anchor_image_size \[96, 96\] in its config.json"):
+        choose_size(DataOptions(data="", image_size=128), pair, [None, None])
+    assert choose_size(DataOptions(data="", image_size=96), pair, [None, None]) == ImageSize(square=96)
+
+
+def test_a_pair_with_one_family_of_squares_is_told_of_the_teachers_own_size():
+    with pytest.raises(ConfigError, match="or the teacher its own size with --teacher_image_size"):
+        choose_size(
+            DataOptions(data="", image_size=64, max_image_size=96), adapters_of("detr", "rt_detr"), [None, None]
+        )
+
+
+def test_a_projector_that_makes_no_map_is_refused():
+    (adapter,) = adapters_of("lw_detr")
+    adapter.model.config.projector_scale_factors = []
+    with pytest.raises(ConfigError, match="has no projector_scale_factors"):
+        choose_size(DataOptions(data="", image_size=64), [adapter], [None])

@@ -93,10 +93,6 @@ class Batch:
         pixels, content = self.teacher_images.pixels, self.teacher_images.content
         return Batch(pixels, content, self.targets, self.image_ids, self.original_sizes)
 
-    def extent(self) -> Tensor:
-        """[B, 2] float32, the part of the canvas's height and width that each image's content fills."""
-        return self.content / self.content.new_tensor(self.pixels.shape[-2:])
-
     @property
     def is_padded(self) -> bool:
         """Whether any image has padding; asks the device once."""

@@ -111,8 +111,9 @@ class AttentionGuidedFeature(nn.Module):
         projected = at_least_float32(project(_tokens(student_map)))  # [B, hw, D_teacher]
         with torch.no_grad():
             weight_map = weights.reshape(-1, *teacher_map.shape[-2:])  # [B, h, w]
-            extents = (lesson.extent, student.extent)
-            if teacher_map.shape[-2:] != student_map.shape[-2:] or lesson.extent is not None:
+            stride = lesson.view.strides[theirs]
+            extents = _extent(lesson.content, teacher_map, stride), _extent(student.content, student_map, stride)
+            if teacher_map.shape[-2:] != student_map.shape[-2:] or lesson.content is not None:
                 is_valid = ~lesson.view.is_padding[theirs]
                 teacher_map = resize_mean(teacher_map, is_valid, student_map.shape[-2:], extents)
                 weight_map = resize_sum(weight_map, student_map.shape[-2:], extents)
@@ -164,7 +165,7 @@ def query_weights(groups: QueryGroups) -> Tensor:
 
 
 Extents = tuple[Tensor | None, Tensor | None]
-"""[B, 2] parts of the old and of the new canvas (height, width) that images fill; None where both canvases agree."""
+"""[B, 2] parts of the old and of the new grid (height, width) that images fill; None where both models see the same."""
 
 
 def resize_sum(values: Tensor, size: Sequence[int], extents: Extents = (None, None)) -> Tensor:
@@ -190,6 +191,11 @@ def resize_mean(features: Tensor, is_valid: Tensor, size: Sequence[int], extents
     features = at_least_float32(features).masked_fill(~valid, 0.0)
     area = resize_sum(valid.to(features.dtype), size, extents)
     return resize_sum(features, size, extents) / area.clamp(min=_TINY)
+
+
+def _extent(content: Tensor | None, level: Tensor, stride: int) -> Tensor | None:
+    """[B, 2] the part of a grid's height and width that each image fills; cells may reach beyond the canvas."""
+    return None if content is None else content / (content.new_tensor(level.shape[-2:]) * stride)
 
 
 def _column(old: Tensor | None, new: Tensor | None, axis: int) -> tuple[Tensor | None, Tensor | None]:
@@ -231,7 +237,8 @@ def _pairs_of_levels(student: Sequence[int], teacher: Sequence[int]) -> list[tup
     if not pairs:
         raise ConfigError(
             f"The student's memory has strides {tuple(student)}, the teacher's {tuple(teacher)}: no level "
-            "can be compared. Choose a student with a level of the teacher's stride, or set agfd.weight to 0."
+            "can be compared. Choose a student with a level of the teacher's stride, or switch the term off with "
+            "--agfd_weight 0."
         )
     return pairs
 

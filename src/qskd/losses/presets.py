@@ -168,10 +168,10 @@ def _check_needs(name: str, student: DetrFacts, teacher: DetrFacts) -> None:
     for side, facts in (("student", student), ("teacher", teacher)):
         missing = sorted(need.value for need in needs[side] - facts.provides)
         if missing:
-            weight = "lapd.weight" if name == "lapd" else "agfd.weight"
+            weight = "--lapd_weight" if name == "lapd" else "--agfd_weight"
             raise UnsupportedNeed(
                 f"'{name}' needs {', '.join(missing)} of the {side}, which the {facts.family} adapter does "
-                f"not provide. Choose another {side}, or set {weight} to 0."
+                f"not provide. Choose another {side}, or give {weight} 0."
             )
 
 

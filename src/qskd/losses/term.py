@@ -29,7 +29,7 @@ class Lesson:
     targets: Targets  # objects whose class the teacher knows
     known_classes: Tensor  # [C] bool, False for classes the teacher has never seen
     others: Tensor | None = None  # [B] long, objects of other classes in each image; None where there are none
-    extent: Tensor | None = None  # [B, 2] part of the canvas's height and width that an image fills; None: see below
+    content: Tensor | None = None  # [B, 2] (height, width) of each image without padding, pixels; None: see below
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class StudentAnswer:
     view: DetrView
     match: Tensor  # [L, B, N] long, query matched to each of ``lesson.targets``; -1 where there is none
     taken: Tensor | None = None  # [L, B, Q] bool, matched to any object; None: to those of ``match`` and no others
-    extent: Tensor | None = None  # [B, 2] as the lesson's; both are None where both models see the same canvas
+    content: Tensor | None = None  # [B, 2] as the lesson's; both are None where both models see the same canvas
 
 
 class Term(Protocol):

@@ -151,6 +151,11 @@ class DetrAdapter(ABC):
         return 1 if self.reads_padding else math.lcm(*self.strides)
 
     @property
+    def only_size(self) -> tuple[int, int] | None:
+        """The (height, width) in pixels that evaluation must use, if the configuration fixes one."""
+        return None
+
+    @property
     def id2label(self) -> dict[int, str]:
         """Class names by index, of the model's classification head."""
         return {int(key): str(value) for key, value in self.model.config.id2label.items()}  # type: ignore[union-attr,operator]

@@ -156,7 +156,8 @@ def scaled(config: Any, width: float) -> Any:
         raise ConfigError(f"backbone_width is {width}, expected a positive factor such as 0.5.")
     if config.model_type not in _SCALED_FIELDS:
         raise ConfigError(
-            f"backbone_width scales ResNets and HGNetV2s, not a {config.model_type}. Name one: {', '.join(_NAMES)}."
+            f"backbone_width scales ResNets and HGNetV2s, not a {config.model_type}. Leave it out, and take fewer "
+            "layers or queries, or another checkpoint as the student."
         )
     narrow = type(config).from_dict(config.to_dict())
     narrow.embedding_size = _scaled_channels(config.embedding_size, width)

@@ -29,6 +29,7 @@ _PROCESSORS: dict[str, str] = {
     "table-transformer": "DetrImageProcessor",
 }
 _NORM_FILE = "preprocessor_config.json"
+_USUAL_SHAPE = 1333 / 800  # longest by shortest edge, where only the shortest is given
 
 
 def default_pixel_norm(config: Any) -> PixelNorm:
@@ -60,7 +61,10 @@ def pixel_norm_of(name_or_path: str | Path, config: Any) -> PixelNorm:
             f"{found} says do_rescale: false, so the model takes pixels in [0, 255]; qskd feeds [0, 1]. "
             "Use a checkpoint whose image processor rescales."
         )
-    return _norm_from(settings, default_pixel_norm(config))
+    factor = settings.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, int | float) or abs(factor * 255 - 1) > 1e-3:
+        raise CheckpointError(f"{found} has rescale_factor {factor!r:.40}; qskd feeds pixels divided by 255.")
+    return _norm_from(found, settings, default_pixel_norm(config))
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -71,19 +75,21 @@ def _settings(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _norm_from(settings: Mapping[str, Any], default: PixelNorm) -> PixelNorm:
+def _norm_from(path: Path, settings: Mapping[str, Any], default: PixelNorm) -> PixelNorm:
     """Settings of an image processor as a PixelNorm; what they leave out is the default."""
     if not settings.get("do_normalize", default != PixelNorm()):
         return PixelNorm()
-    mean = settings.get("image_mean") or IMAGENET.mean
-    std = settings.get("image_std") or IMAGENET.std
-    return PixelNorm(mean=_three(mean), std=_three(std))
+    mean, std = settings.get("image_mean"), settings.get("image_std")
+    mean, std = IMAGENET.mean if mean is None else mean, IMAGENET.std if std is None else std
+    return PixelNorm(mean=_three(path, "image_mean", mean), std=_three(path, "image_std", std))
 
 
-def _three(values: float | list[float] | tuple[float, ...]) -> tuple[float, float, float]:
-    if isinstance(values, (int, float)):
-        return (float(values),) * 3
-    red, green, blue = (float(value) for value in values)
+def _three(path: Path, key: str, values: Any) -> tuple[float, float, float]:
+    numbers = [values] * 3 if isinstance(values, int | float) else list(values) if isinstance(values, tuple) else values
+    is_good = isinstance(numbers, list) and len(numbers) == 3 and all(isinstance(one, int | float) for one in numbers)
+    if not is_good or (key == "image_std" and min(numbers) <= 0):
+        raise CheckpointError(f"{path} has {key} {values!r:.80}; expected one number or three, deviations above 0.")
+    red, green, blue = (float(value) for value in numbers)
     return red, green, blue
 
 
@@ -129,17 +135,32 @@ def _size(size: ImageSize) -> dict[str, int]:
 
 
 def image_size_of(name_or_path: str | Path) -> ImageSize | None:
-    """The size a checkpoint's image processor resizes to; None without one, or with another kind of size."""
+    """The size a checkpoint's image processor resizes to; None without one, or with another kind of size.
+
+    Raises:
+        CheckpointError: the file says something that is no size.
+    """
     found = _processor_file(name_or_path)
-    size = _settings(found).get("size") if found else None
-    if not isinstance(size, dict):
+    settings = _settings(found) if found else {}
+    size = settings.get("size")
+    if size is None:
         return None
-    if size.get("height") and size.get("height") == size.get("width"):
-        return ImageSize(square=size["height"])
-    longest = size.get("longest_edge")
-    if longest:  # Table Transformer's newer files give it alone: the image just fits
-        return ImageSize(shortest_edge=size.get("shortest_edge") or longest, longest_edge=longest)
-    return None
+    if isinstance(size, list | tuple) and len(size) == 2:
+        size = {"height": size[0], "width": size[1]}
+    elif not isinstance(size, dict):  # as the first DETR checkpoints have it
+        size = {"shortest_edge": size, "longest_edge": settings.get("max_size")}
+    given = [size.get(key) for key in ("height", "width", "shortest_edge", "longest_edge")]
+    if any(value is not None and (type(value) is not int or value < 1) for value in given):
+        raise CheckpointError(f"{found} has the size {settings['size']!r:.80}; expected whole numbers of pixels.")
+    height, width, shortest, longest = given
+    if height and height == width:
+        return ImageSize(square=height)
+    if shortest and not longest:
+        return ImageSize(shortest_edge=shortest, longest_edge=round(shortest * _USUAL_SHAPE))
+    if not longest:
+        return None
+    # Table Transformer's newer files give the longest alone: the image just fits.
+    return ImageSize(shortest_edge=min(shortest or longest, longest), longest_edge=longest)
 
 
 def save_model(adapter: DetrAdapter, folder: str | Path, *, size: ImageSize, extra_card: str = "") -> Path:
@@ -191,14 +212,15 @@ def _card(adapter: DetrAdapter, size: ImageSize, extra: str) -> str:
         frame="the unpadded image" if adapter.box_frame == "content" else "the padded canvas",
         classes=len(names),
         millions=sum(parameter.numel() for parameter in adapter.model.parameters()) / 1e6,
-        size=_in_words(size),
+        size=in_words(size),
         names=", ".join(names[index] for index in sorted(names)),
         folder="path/to/this/folder",
     )
     return f"{text}\n{extra.strip()}\n" if extra.strip() else text
 
 
-def _in_words(size: ImageSize) -> str:
+def in_words(size: ImageSize) -> str:
+    """A size as people say it."""
     if size.square is not None:
         return f"{size.square} x {size.square} pixels"
     return f"{size.shortest_edge} to {size.longest_edge} pixels, aspect ratio kept"

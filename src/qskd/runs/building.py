@@ -150,9 +150,10 @@ def _asked_size(
     if edge is None:
         raise ConfigError(f"{prefix}max_image_size is the longest edge; give the shortest with {prefix}image_size.")
     if fixed := _squares_only(adapters):
+        way = ", or the teacher its own size with --teacher_image_size" if len(adapters) > 1 else ""
         raise ConfigError(
             f"{prefix}max_image_size keeps the aspect ratio and pads, but {', '.join(fixed)} reads no padding mask. "
-            f"Give {prefix}image_size alone for a square."
+            f"Give {prefix}image_size alone for a square{way}."
         )
     return ImageSize(shortest_edge=edge, longest_edge=longest)
 
@@ -174,6 +175,12 @@ def _check_size(size: ImageSize, adapters: Sequence[DetrAdapter], prefix: str) -
             f"{', '.join(_squares_only(adapters))} needs. Try {_nearest(size.square, step)}.{way}"
         )
     for adapter in adapters:
+        only = adapter.only_size
+        if only is not None and only != (size.square, size.square):
+            raise ConfigError(
+                f"This {adapter.family} has anchor_image_size {list(only)} in its config.json, so it can be "
+                f"evaluated at no other size. Give that as {prefix}image_size, or set it to null there."
+            )
         _check_queries(adapter, size)
 
 

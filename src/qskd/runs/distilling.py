@@ -18,6 +18,7 @@ from qskd.losses.presets import MethodSettings, build_terms, options_of
 from qskd.models.adapter import DetrAdapter
 from qskd.models.deriving import derive_student
 from qskd.models.loading import as_teacher, weights_fingerprint, with_class_names
+from qskd.models.processors import in_words
 from qskd.models.shaping import StudentShape
 from qskd.runs import building, preflight
 from qskd.runs.evaluating import evaluate_keeping
@@ -110,6 +111,9 @@ class Distillation(Job):
     teacher_size: ImageSize  # what the teacher's images are resized to
     pair: PairOptions
 
+    def _teachers_size(self) -> str:
+        return "" if self.teacher_size == self.size else f"; for the teacher {in_words(self.teacher_size)}"
+
     def unlabeled(self) -> UnlabeledImages | None:
         """Images without annotations, if some were given.
 
@@ -140,7 +144,7 @@ class Distillation(Job):
             facts["unlabelled learning"] = [unlabeled.batch_size, unlabeled.threshold, unlabeled.detection]
         identity = self.identity(resume, **facts, **options_of(self.settings))
         self.folder.save_json("label_map.json", self.label_map.as_dict())
-        self.tell(*notes)
+        self.tell(*notes, f"images: {in_words(self.size)}" + self._teachers_size())
         self.teacher.model.to(self.config.device)
         terms = build_terms(self.settings, student=self.student, teacher=self.teacher)
         distiller = Distiller(

@@ -16,8 +16,9 @@ from qskd.models.backbones import smaller_backbones
 from qskd.models.families import adapter_class
 from qskd.models.known import KnownCheckpoint, known_checkpoints
 from qskd.models.loading import as_config, build, read_config
-from qskd.models.processors import image_size_of
 from qskd.models.shaping import StudentShape, student_config
+from qskd.runs.building import choose_size
+from qskd.runs.options import SourceOptions
 
 _SMALLER = 0.95  # of the teacher's operations: a student that costs more is none
 _LARGEST = 0.8  # of the teacher's parameters, for a published checkpoint
@@ -80,7 +81,7 @@ def suggest(teacher: str) -> Suggestions:
             raise
         published = _published(row.family, row.strides, row.parameters, row.ap)
         return Suggestions(teacher, row.family, None, str(error), (), tuple(published))
-    size = _size_of(teacher, adapter)
+    size = choose_size(SourceOptions(), [adapter], [teacher])
     facts = _facts(adapter, size)
     published = _published(adapter.family, facts.strides, facts.parameters / 1e6, row.ap if row else None)
     return Suggestions(teacher, adapter.family, facts, "", tuple(_derived(adapter, facts, size)), tuple(published))
@@ -91,13 +92,6 @@ def _of_that_shape(config: Any) -> DetrAdapter:
     family = adapter_class(config.model_type)
     with torch.random.fork_rng(devices=[]):
         return family(build(config))
-
-
-def _size_of(source: str, adapter: DetrAdapter) -> ImageSize:
-    """What the image processor says, else a square near 640 pixels."""
-    step = adapter.size_multiple
-    usual = ImageSize(square=max(round(640 / step), 1) * step)
-    return (None if source.endswith(".json") else image_size_of(source)) or usual
 
 
 def _facts(adapter: DetrAdapter, size: ImageSize) -> ModelFacts:

@@ -63,6 +63,12 @@ class HybridEncoderAdapter(DetrAdapter):
         return True
 
     @property
+    def only_size(self) -> tuple[int, int] | None:
+        """The size that the anchors were made for, if the configuration fixes it."""
+        fixed = self._config.anchor_image_size
+        return (int(fixed[0]), int(fixed[1])) if fixed else None
+
+    @property
     def num_layers(self) -> int:
         """L, the decoder layers."""
         return int(self._config.decoder_layers)

@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+from qskd.errors import ConfigError
 from qskd.models.families.group_queries import GroupQueriesAdapter
 
 
@@ -12,8 +13,18 @@ class LwDetrAdapter(GroupQueriesAdapter):
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Pixels per cell of each map: a patch, magnified or reduced by the projector."""
-        return tuple(round(self._patch / scale) for scale in self._config.projector_scale_factors)
+        """Pixels per cell of each map: a patch, magnified or reduced by the projector.
+
+        Raises:
+            ConfigError: the projector makes no map.
+        """
+        factors = self._config.projector_scale_factors
+        if not factors:
+            raise ConfigError(
+                "This lw_detr has no projector_scale_factors, so its decoder has nothing to look at. Set them in its "
+                "configuration: [1.0] as the smaller checkpoints have, or [2.0, 0.5]."
+            )
+        return tuple(round(self._patch / scale) for scale in factors)
 
     @property
     def size_multiple(self) -> int:
