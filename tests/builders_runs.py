@@ -9,6 +9,7 @@ import torch
 
 from builders import tiny_detr
 from builders_deformable import tiny_deformable_detr, tiny_rt_detr
+from builders_realtime import tiny_d_fine, tiny_lw_detr
 from qskd.data.synthetic import class_names
 from qskd.data.transforms import ImageSize
 from qskd.models.families import adapter_class
@@ -32,6 +33,8 @@ MODELS: dict[str, tuple[int, Callable[[], Any]]] = {
     "deformable_teacher": (3, lambda: tiny_deformable_detr(refine=True, dropout=0.0, **_labels())),
     "detr_teacher": (5, lambda: tiny_detr(dropout=0.0, **_labels())),
     "detr_student": (6, lambda: tiny_detr(dropout=0.0, decoder_layers=2, num_queries=8, **_labels())),
+    "d_fine_student": (7, lambda: tiny_d_fine(decoder_layers=2, num_queries=8, **_labels())),
+    "lw_detr_student": (8, lambda: tiny_lw_detr(decoder_layers=2, num_queries=8, **_labels())),
     "deformable_student": (4, lambda: tiny_deformable_detr(decoder_layers=2, num_queries=8, dropout=0.0, **_labels())),
 }
 

@@ -1,6 +1,6 @@
 """Any detector teaches any other: one distillation step of every ordered pair of families, tiny and random."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import pytest
@@ -16,6 +16,7 @@ from qskd.losses.presets import MethodSettings, build_terms, resolve
 from qskd.losses.set_prediction import SetPredictionLoss
 from qskd.models.adapter import DetrAdapter
 from qskd.models.families import FAMILIES, adapter_class
+from qskd.models.initialising import initialise_detector
 from qskd.models.loading import as_teacher, weights_fingerprint
 
 TEACHER_NAMES = {index: f"class {index}" for index in range(NUM_CLASSES)}
@@ -32,8 +33,23 @@ PAIRS = [
 def teacher_of(family: str) -> tuple[DetrAdapter, str]:
     """A teacher and the fingerprint of its weights, made once."""
     torch.manual_seed(1)
-    teacher = as_teacher(adapter_class(family)(MODELS[family]()))
+    thawed = {"freeze_backbone_batch_norms": False} if family.startswith("rt_detr") else {}
+    model = MODELS[family](**thawed)
+    if thawed:
+        initialise_detector(model)  # Hugging Face's first weights are so small that nothing comes through
+    teacher = as_teacher(with_live_norms(adapter_class(family)(model)))
     return teacher, weights_fingerprint(teacher.model)
+
+
+def with_live_norms(adapter: DetrAdapter) -> DetrAdapter:
+    """Batch norms that have seen the images: those of a random model would shrink them to nothing, layer by layer."""
+    norms = [module for module in adapter.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    adapter.model.train()
+    for norm in norms:
+        norm.momentum = None  # the mean of all that was seen
+    with torch.no_grad():
+        adapter.read(images())
+    return adapter
 
 
 @cache
@@ -96,6 +112,12 @@ def gradient_of(loss: Tensor, model: nn.Module) -> float:
     return sum(float(value.grad.abs().sum()) for value in model.parameters() if value.grad is not None)
 
 
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_teachers_memory_is_no_constant(family: str) -> None:
+    view = teacher_of(family)[0].read(images()).view
+    assert all(float(level.std(dim=1).mean()) > 0.05 for level in view.memory)
+
+
 @pytest.mark.parametrize(("teacher", "student"), PAIRS)
 def test_one_step_of_a_pair(teacher: str, student: str) -> None:
     (teaching, before), learning = teacher_of(teacher), student_of(student)
@@ -107,6 +129,11 @@ def test_one_step_of_a_pair(teacher: str, student: str) -> None:
     distilled = [part for name, part in parts.items() if name.startswith(("lapd", "agfd"))]
     assert distilled
     assert all(part > 0 for part in distilled)
+    if "agfd" in parts:
+        lesson = pair.teaching.lesson
+        other = replace(lesson, view=replace(lesson.view, memory=tuple(level.flip(-1) for level in lesson.view.memory)))
+        unlike = replace(pair, teaching=replace(pair.teaching, lesson=other)).step()
+        assert unlike["agfd"].item() != pytest.approx(parts["agfd"].item(), rel=1e-4)
     assert 0 < gradient_of(parts["loss"], learning.model) < float("inf")
     assert 0 < gradient_of(pair.distil_alone(), learning.model) < float("inf")
     assert weights_fingerprint(teaching.model) == before

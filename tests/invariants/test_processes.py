@@ -76,6 +76,9 @@ def jobs(scenes, lonely, tiny_folders, tmp_path_factory) -> dict[str, tuple[str,
     made["detr-accumulated"] = ("distill", job("detr-accumulated", scenes, 2, **options))
     derived = {"teacher": str(TEACHER), "student_decoder_layers": 1}
     made["rt_detr-lonely"] = ("distill", job("rt_detr-lonely", lonely, 1, **derived))
+    for family in ("d_fine", "lw_detr"):
+        options = {"teacher": str(TEACHER), "student": str(tiny_folders[f"{family}_student"]), "preflight": False}
+        made[f"{family}-lonely"] = ("distill", job(f"{family}-lonely", lonely, 1, image_size=128, **options))
     measured = {
         "model": str(TEACHER),
         "image_size": 128,
@@ -136,11 +139,16 @@ def test_two_processes_take_the_same_steps_as_one(jobs, two, tmp_path, job, imag
     assert_same_run(two[job], tmp_path)
 
 
-def test_a_process_without_any_object_does_not_stop_the_other(two):
-    """RT-DETR denoises, so its steps depend on how images are dealt out: they only must be sound."""
-    entries = losses(two["rt_detr-lonely"])
+@pytest.mark.parametrize("family", ["rt_detr", "d_fine", "lw_detr"])
+def test_a_process_without_any_object_does_not_stop_the_other(two, family):
+    """Families with losses of their own draw random queries, so steps depend on how images are dealt out: they only
+    must be sound."""
+    entries = losses(two[f"{family}-lonely"])
     assert len(entries) == 3
     assert all(value == value and abs(value) < 1e4 for entry in entries for value in entry.values())
+
+
+def test_the_preflight_of_two_processes_measures_the_teacher(two):
     found = json.loads((two["rt_detr-lonely"] / "preflight.json").read_text())
     assert found["teacher"]["AP50"] > 0.2
 
