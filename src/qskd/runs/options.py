@@ -143,10 +143,10 @@ class PairOptions:
         default=0.5, metadata={"help": "Detections of the teacher from this score on stand in for objects there."}
     )
     unlabeled_detection: Literal["off", "sampled"] = field(
-        default="off",
+        default="sampled",
         metadata={
-            "help": "The student's detection loss on unlabelled images: off, or each detection of the teacher with a "
-            "probability that is its score."
+            "help": "The student's detection loss on unlabelled images: each detection of the teacher with a "
+            "probability that is its score, or off."
         },
     )
 
