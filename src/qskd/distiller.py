@@ -126,19 +126,20 @@ class TeacherSide:
         return self._prepared(self.read(batch, capture_attention=self._needs_attention))
 
     @torch.no_grad()
-    def label(self, batch: Batch, threshold: float, *, sample: bool) -> Unlabeled:
+    def label(self, batch: Batch, threshold: float, *, sample: torch.Generator | None) -> Unlabeled:
         """The same for images without annotations: the teacher's confident detections stand in for the objects.
 
         Args:
             batch: its targets are not looked at.
             threshold: of scores, in (0, 1); less sure detections are no objects.
-            sample: let each detection take part in the student's detection loss with a probability that is its score,
-                so that its expected loss is that of a label as soft as the teacher is sure; else leave that loss out.
+            sample: draws (on the CPU) which detections take part in the student's detection loss, each with a
+                probability that is its score: the expected loss is that of a label as soft as the teacher is sure. None
+                leaves that loss out.
         """
         view = self._view(batch, capture_attention=self._needs_attention)
         targets, scores = confident(view, threshold)
         labelled = replace(batch, targets=targets)
-        detected = replace(batch, targets=drawn(targets, scores)) if sample else None
+        detected = replace(batch, targets=drawn(targets, scores, sample)) if sample is not None else None
         return Unlabeled(labelled, detected, self._prepared(self._read(view, labelled)))
 
     @torch.no_grad()

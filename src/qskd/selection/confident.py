@@ -31,9 +31,9 @@ def confident(view: DetrView, threshold: float) -> tuple[Targets, list[Tensor]]:
     return targets, [sure for _, _, sure in found]
 
 
-def drawn(targets: Targets, scores: Sequence[Tensor]) -> Targets:
-    """The same objects, each with a probability that is its score."""
-    chosen = [torch.rand_like(sure) < sure for sure in scores]
+def drawn(targets: Targets, scores: Sequence[Tensor], generator: torch.Generator) -> Targets:
+    """The same objects, each with a probability that is its score; the generator is the CPU's."""
+    chosen = [torch.rand(sure.shape, generator=generator).to(sure.device) < sure for sure in scores]
     rows = range(len(targets.counts))
     labels = [targets.labels[row, : len(chosen[row])][chosen[row]] for row in rows]
     return Targets.from_lists(labels, [targets.boxes[row, : len(chosen[row])][chosen[row]] for row in rows])

@@ -168,8 +168,12 @@ class DistillationTrainer(Trainer):
             )
         # As many each step, also where an epoch ends early: a resumed run must find its place.
         batches = [next(self._unlabeled_stream).to(device, non_blocking=True) for _ in range(steps)]
-        given = self.unlabeled
-        return [self.teacher.label(batch, given.threshold, sample=given.detection) for batch in batches[:count]]
+        given, sample = self.unlabeled, None
+        if given.detection:  # not torch's own generator: a resumed run restores that after its first batches are made
+            key = [self.args.seed, self.state.global_step, self.args.process_index]
+            seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+            sample = torch.Generator().manual_seed(seed)
+        return [self.teacher.label(batch, given.threshold, sample=sample) for batch in batches[:count]]
 
     def _prepare_inputs(self, inputs: StepInput) -> StepInput:
         """Nothing to do: ``get_batch_samples`` has moved everything already."""
