@@ -201,3 +201,67 @@ def test_whatever_is_added_is_found_or_harmless(folder: Path, images: Any, annot
         assert top >= 0
         assert left + width <= image["width"] + 1e-6
         assert top + height <= image["height"] + 1e-6
+
+
+# ---- what a reader of the first version found ----------------------------------------------------------------
+
+
+def test_areas_are_scaled_and_cut_with_their_boxes(folder: Path) -> None:
+    picture(folder, "half.png", 50, 40)
+    data = content()
+    data["images"].append({"id": 3, "file_name": "half.png", "width": 100, "height": 80})
+    data["annotations"] = [
+        {"id": 1, "image_id": 3, "category_id": 1, "bbox": [20, 20, 40, 40], "area": 1000},
+        {"id": 2, "image_id": 1, "category_id": 2, "bbox": [90, 0, 20, 20], "area": 333},
+        {"id": 3, "image_id": 1, "category_id": 2, "bbox": [0, 0, 20, 20], "area": 10**400},
+        {"id": 4, "image_id": 1, "category_id": 2, "bbox": [0, 50, 20, 20], "area": 17.5},
+    ]
+    found = mended(folder, data)
+    areas = {tuple(row["bbox"]): row["area"] for row in found.annotations}
+    assert areas == {
+        (10, 10, 20, 20): 250.0,  # half of both sides
+        (90, 0, 10, 20): 200,  # cut: the box's own
+        (0, 0, 20, 20): 400,
+        (0, 50, 20, 20): 17.5,
+    }
+
+
+def test_an_image_on_its_side_whose_boxes_may_be_either_way_is_left_out(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (101, 100)).save(folder / "side.jpg", exif=exif)
+    data = content()
+    data["images"].append({"id": 3, "file_name": "side.jpg", "width": 101, "height": 100})
+    found = mended(folder, data)
+    assert kinds(found) == {"turned by its EXIF tag, but not by its annotations"}
+    assert 3 not in found.images
+
+
+def test_a_class_that_is_its_own_parent_is_no_root(folder: Path) -> None:
+    data = content()
+    data["categories"] = [
+        {"id": 1, "name": "cat", "supercategory": "cat"},
+        {"id": 2, "name": "dog", "supercategory": "animal"},
+        {"id": 3, "name": "person", "supercategory": "person"},
+    ]
+    found = mended(folder, data)
+    assert kinds(found) == {"class without objects"}
+    assert set(found.categories.values()) == {"cat", "dog", "person"}
+
+
+def test_names_with_backslashes_and_dots_are_the_files_they_mean(folder: Path) -> None:
+    picture(folder / "s", "x.png")
+    data = content()
+    data["images"].append({"id": 3, "file_name": "s\\x.png", "width": 100, "height": 80})
+    data["images"].append({"id": 4, "file_name": "./a.png", "width": 100, "height": 80})
+    data["images"].append({"id": 5, "file_name": "x" * 300 + ".png", "width": 100, "height": 80})
+    found = mended(folder, data)
+    assert [row["file_name"] for row in found.images.values()] == ["a.png", "b.png", "s/x.png"]
+    assert kinds(found) == {"image file listed twice", "image file missing"}
+
+
+def test_entries_that_are_no_objects_are_errors(folder: Path) -> None:
+    data = content()
+    data["images"].append(None)
+    data["annotations"].append(3)
+    assert [one.severity for one in mended(folder, data).findings] == ["error", "error"]

@@ -265,3 +265,58 @@ def test_every_bad_file_of_voc_data_is_found(tmp_path, capsys):
     assert "c.xml" in shown
     assert "entry that cannot be read (2)" in shown
     assert "train: 1 images" in shown
+
+
+# ---- nothing is written over ---------------------------------------------------------------------------------
+
+
+def drawn(path: Path, mode: str = "RGB", seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(noise).convert(mode).save(path)
+
+
+def coco(folder: Path, names: list[str]) -> None:
+    images = [{"id": number, "file_name": name, "width": 30, "height": 20} for number, name in enumerate(names, 1)]
+    boxes = [{"id": row["id"], "image_id": row["id"], "category_id": 1, "bbox": [1, 1, 9, 9]} for row in images]
+    (folder / "annotations").mkdir(parents=True)
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "x"}]}
+    (folder / "annotations" / "instances_train.json").write_text(json.dumps(content))
+
+
+def test_converted_images_never_take_the_name_of_another(tmp_path):
+    data = tmp_path / "data"
+    names = ["a.gif.png", "a.gif", "A.GIF.png"]
+    for seed, name in enumerate(names):
+        drawn(data / "images" / name, "P" if name == "a.gif" else "RGB", seed)
+    coco(data, names)
+    before = {name: (data / "images" / name).read_bytes() for name in names}
+    main(["check", str(data), "--fix", str(tmp_path / "clean")])
+    assert {name: (data / "images" / name).read_bytes() for name in names} == before
+    index = open_source(tmp_path / "clean").load("train")
+    assert len({name.casefold() for name in index.images.file_names}) == 3
+    for record, name in zip(index.images, names, strict=True):
+        wanted = np.asarray(Image.open(data / "images" / name).convert("RGB"))
+        assert np.array_equal(np.asarray(Image.open(record.path)), wanted)
+
+
+def test_an_image_that_is_listed_twice_is_placed_once(tmp_path, capsys):
+    data = tmp_path / "data"
+    for seed, name in enumerate(("a.png", "b.png", "c.png", "d.png")):
+        drawn(data / "images" / name, seed=seed)
+    coco(data, ["a.png", "a.png", "b.png", "c.png", "d.png", "./b.png"])
+    assert main(["split", str(data), "--output_dir", str(tmp_path / "divided"), "--val", "0.4"]) == 0
+    main(["check", str(data), "--fix", str(tmp_path / "clean")])
+    assert "image file listed twice (2)" in capsys.readouterr().out
+    assert len(open_source(tmp_path / "clean").load("train")) == 4
+
+
+def test_a_test_split_that_nobody_labelled_is_no_error(tmp_path, capsys):
+    for split in ("train", "val", "test"):
+        drawn(tmp_path / "images" / split / "a.png", seed=len(split))
+        if split != "test":
+            (tmp_path / "labels" / split).mkdir(parents=True)
+            (tmp_path / "labels" / split / "a.txt").write_text("0 .5 .5 .5 .5\n")
+    (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\ntest: images/test\nnames: [x]\n")
+    assert main(["check", str(tmp_path)]) == 0
+    assert "note: split that cannot be read (1)" in capsys.readouterr().out

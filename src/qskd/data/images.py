@@ -119,6 +119,18 @@ def upright_size(path: Path) -> tuple[int, int]:
     return _upright_size(path)
 
 
+def upright_size_and_turn(path: Path) -> tuple[tuple[int, int], bool]:
+    """(height, width) in pixels of an image file as it stands upright, and whether its EXIF tag turned it on its side.
+
+    Raises:
+        DataError: it is missing or no image.
+    """
+    with opened(path) as image:
+        width, height = _stored_size(image)
+        turned = _is_turned(image)
+    return ((width, height) if turned else (height, width)), turned
+
+
 def upright_size_of(name: str, blob: bytes) -> tuple[int, int]:
     """(height, width) in pixels of an encoded image; ``name`` is for messages.
 

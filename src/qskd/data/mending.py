@@ -4,6 +4,7 @@
 """
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qskd.data.findings import Finding, Severity
-from qskd.data.formats.coco_tables import SMALLEST_SIDE, WHERE
-from qskd.data.images import upright_size
+from qskd.data.formats.coco_tables import LARGEST_AREA, SMALLEST_SIDE, WHERE, with_slashes
+from qskd.data.images import upright_size_and_turn
 from qskd.data.index import ImageRecord
 from qskd.errors import DataError
 
 _SAME = 0.95  # intersection over union from which two boxes of one class are one object
 _SAME_SHAPE = 0.02  # relative difference of two aspect ratios that are one
 _HUGE = 1e9  # pixels
+_ROUNDING = 1e-2  # pixels that exporters round away
 _SCALE = "scale"  # key of an image: what its boxes are multiplied by
 _POSITION = "position"  # key of an image: its place in the file
 
@@ -81,10 +83,11 @@ def mend(
         blobs: the encoded image at a position, where images are no files.
     """
     mended = Mended(origin, folder, split, blobs)
-    same_name = _mend_categories(mended, _rows(mended, content, "categories"))
+    categories = _rows(mended, content, "categories")
+    same_name = _mend_categories(mended, categories)
     same_image = _mend_images(mended, _rows(mended, content, "images"))
     _mend_annotations(mended, _rows(mended, content, "annotations"), same_name, same_image)
-    _find_unused(mended, _rows(mended, content, "categories"))
+    _find_unused(mended, categories)
     return mended
 
 
@@ -94,6 +97,9 @@ def _rows(mended: Mended, content: Mapping[str, Any], key: str) -> list[dict[str
         if not any(one.kind == f"no list of {key}" for one in mended.findings):
             mended.note("error", f"no list of {key}", str(mended.origin), f"'{key}' is {type(rows).__name__}")
         return []
+    for at, row in enumerate(rows):
+        if not isinstance(row, dict):
+            mended.note("error", "entry that is no object", f"{key}[{at}]", f"{row!r:.80}")
     return [row for row in rows if isinstance(row, dict)]
 
 
@@ -128,11 +134,12 @@ def _mend_categories(mended: Mended, rows: Sequence[dict[str, Any]]) -> dict[int
 def _find_unused(mended: Mended, rows: Sequence[dict[str, Any]]) -> None:
     """Categories without annotations, among them roots that exporters put above all others; these are left out."""
     used = {row["category_id"] for row in mended.annotations}
-    parents = {row.get("supercategory") for row in rows}
+    parents = [row.get("supercategory") for row in rows if _whole(row.get("id")) in used]
+    own = {_whole(row.get("id")): row.get("supercategory") for row in reversed(rows)}
     for key, name in sorted(mended.categories.items()):
         if key in used:
             continue
-        if name in parents and len(mended.categories) > 1:
+        if parents and own[key] != name and all(parent == name for parent in parents):
             mended.note("warning", "placeholder root category", str(mended.origin), f"id {key}, '{name}'")
             del mended.categories[key]
         else:
@@ -144,7 +151,7 @@ def _mend_images(mended: Mended, rows: Sequence[dict[str, Any]]) -> dict[int, in
     stands_for: dict[int, int] = {}
     by_file: dict[str, int] = {}
     for at, row in enumerate(rows):
-        key, name = _whole(row.get("id")), row.get("file_name")
+        key, name = _whole(row.get("id")), _plain_name(mended.folder, row.get("file_name"))
         where = f"image {name}" if isinstance(name, str) and name else f"images[{at}]"
         if key is None or not isinstance(name, str) or not name:
             mended.note("error", "image without id or file name", where, f"{row!r:.80}")
@@ -159,6 +166,13 @@ def _mend_images(mended: Mended, rows: Sequence[dict[str, Any]]) -> dict[int, in
     return stands_for
 
 
+def _plain_name(folder: Path, name: Any) -> Any:
+    """The same file's name as this system writes it, so that one file has one name."""
+    if not isinstance(name, str) or not name or "\0" in name or _leaves(name):
+        return name
+    return Path(os.path.normpath(with_slashes(folder, name))).as_posix()
+
+
 def _image(mended: Mended, where: str, name: str, row: Mapping[str, Any]) -> dict[str, Any] | None:
     """One image with its true size, or None where there is none."""
     if mended.blobs is not None:
@@ -166,25 +180,28 @@ def _image(mended: Mended, where: str, name: str, row: Mapping[str, Any]) -> dic
     if _leaves(name):
         mended.note("error", "file name leaves the image folder", where)
         return None
-    if "\0" in name or not (mended.folder / name).is_file():
+    if "\0" in name or not os.path.isfile(mended.folder / name):
         mended.note("error", "image file missing", where, f"not in {mended.folder}")
         return None
     try:
-        height, width = upright_size(mended.folder / name)
+        (height, width), turned = upright_size_and_turn(mended.folder / name)
     except DataError as error:
         mended.note("error", "image unreadable", where, str(error).removeprefix(f"{mended.folder / name}: "))
         return None
-    scale = _scale(mended, where, (_whole(row.get("height")), _whole(row.get("width"))), (height, width))
+    scale = _scale(mended, where, (_whole(row.get("height")), _whole(row.get("width"))), (height, width), turned)
     return None if scale is None else {"file_name": name, "height": height, "width": width, _SCALE: scale}
 
 
 def _scale(
-    mended: Mended, where: str, said: tuple[int | None, int | None], true: tuple[int, int]
+    mended: Mended, where: str, said: tuple[int | None, int | None], true: tuple[int, int], turned: bool
 ) -> tuple[float, float] | None:
     """What boxes are multiplied by, in x and y, to fit the image as it is; None where that cannot be known."""
     if said == true:
         return 1.0, 1.0
     told = f"is {true[1]} x {true[0]} (width x height), said to be {said[1]} x {said[0]}"
+    if turned and said == true[::-1]:
+        mended.note("error", "turned by its EXIF tag, but not by its annotations", where, told)
+        return None
     height, width = said
     if height is None or width is None or min(height, width) < 1:
         mended.note("error", "image without a size", where, told)
@@ -236,17 +253,23 @@ def _annotation(
     if category is None:
         mended.note("error", "annotation of an unknown category", where, f"category_id {row.get('category_id')!r:.40}")
         return None
-    box = _box(mended, where, row.get("bbox"), mended.images[image])
+    given = row.get("bbox")
+    box = _box(mended, where, given, mended.images[image])
     if box is None:
         return None
     crowd = row.get("iscrowd") or 0
     if crowd not in (0, 1):
         mended.note("error", "iscrowd neither 0 nor 1", where, f"{crowd!r:.40}")
         crowd = 0
-    area = row.get("area")
-    is_number = isinstance(area, int | float) and not isinstance(area, bool) and math.isfinite(area) and area > 0
     entry = {"image_id": image, "category_id": category, "bbox": box, "iscrowd": int(crowd)}
-    return entry | {"area": area if is_number else box[2] * box[3]}
+    return entry | {"area": _area(row.get("area"), given, box, mended.images[image][_SCALE])}
+
+
+def _area(area: Any, given: Any, box: Sequence[float], scale: tuple[float, float]) -> float:
+    """The file's area, scaled as its box; the box's where there is none, or where the box was cut."""
+    is_number = isinstance(area, int | float) and not isinstance(area, bool) and 0 < area < LARGEST_AREA
+    is_cut = max(abs(new - old * one) for new, old, one in zip(box, given, scale * 2, strict=True)) > _ROUNDING
+    return float(area) * scale[0] * scale[1] if is_number and not is_cut else box[2] * box[3]
 
 
 def _box(mended: Mended, where: str, box: Any, image: Mapping[str, Any]) -> list[float] | None:
@@ -267,7 +290,7 @@ def _box(mended: Mended, where: str, box: Any, image: Mapping[str, Any]) -> list
         mended.note("warning", "box outside of its image", name, f"{box}")
         return None
     clipped = [low[0], low[1], high[0] - low[0], high[1] - low[1]]
-    if max(abs(new - old) for new, old in zip(clipped, box, strict=True)) > 1e-2:
+    if max(abs(new - old) for new, old in zip(clipped, box, strict=True)) > _ROUNDING:
         mended.note("warning", "box beyond the border", name, f"{box}, image {image['width']} x {image['height']}")
         return clipped
     return [float(value) for value in box]

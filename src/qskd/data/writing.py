@@ -40,16 +40,66 @@ def write_annotations(folder: Path, split: str, content: Mapping[str, Any]) -> P
     return path
 
 
-def place_image(record: ImageRecord, target: Path) -> None:
-    """The same file at another place: a hard link where the disk allows it, else a copy."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if record.blob is not None:
-        target.write_bytes(record.blob())
-        return
-    try:
-        os.link(record.path.resolve(), target)
-    except OSError:
-        shutil.copyfile(record.path, target)
+class ImageFolder:
+    """A new folder of images, each under a name of its own; no file is ever written over.
+
+    Args:
+        folder: is made when the first image is put there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._taken: dict[str, Path] = {}  # names without case, since some disks know none, and where they come from
+
+    def place(self, record: ImageRecord, name: str) -> str:
+        """The same file: a hard link where the disk allows it, else a copy; returns the name it has."""
+        name = Path(os.path.normpath(name)).as_posix()
+        source = Path(os.path.normpath(record.path))
+        if self._taken.get(name.casefold()) == source:
+            return name  # listed twice
+        name = self._free(name, source)
+        target = self._made(name)
+        if record.blob is not None:
+            with target.open("xb") as file:
+                file.write(record.blob())
+            return name
+        try:
+            os.link(record.path.resolve(), target)
+        except OSError:
+            with record.path.open("rb") as original, target.open("xb") as file:
+                shutil.copyfileobj(original, file)
+        return name
+
+    def convert(self, record: ImageRecord, name: str) -> str:
+        """The image as upright RGB: JPEGs stay JPEGs, others become PNG files; returns the name it has.
+
+        Raises:
+            DataError: it cannot be decoded.
+        """
+        with opened(record.path, record.blob) as image:
+            is_jpeg = image.format == "JPEG"
+            plain = Image.fromarray(np.asarray(as_rgb(record.path, ImageOps.exif_transpose(image))))  # no metadata
+        if not is_jpeg and not name.lower().endswith(".png"):
+            name = f"{name}.png"
+        name = self._free(name, record.path)
+        options: dict[str, Any] = {"quality": _QUALITY, "subsampling": 0} if is_jpeg else {}
+        with self._made(name).open("xb") as file:
+            plain.save(file, "JPEG" if is_jpeg else "PNG", **options)
+        return name
+
+    def _free(self, name: str, source: Path) -> str:
+        stem, dot, suffix = name.rpartition(".")
+        number, free = 1, name
+        while free.casefold() in self._taken:
+            free = f"{stem}-{number}{dot}{suffix}" if dot else f"{name}-{number}"
+            number += 1
+        self._taken[free.casefold()] = source
+        return free
+
+    def _made(self, name: str) -> Path:
+        target = self.folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
 
 
 def is_plain(record: ImageRecord) -> bool:
@@ -58,18 +108,7 @@ def is_plain(record: ImageRecord) -> bool:
         return image.mode == "RGB" and orientation(image) == 1 and getattr(image, "n_frames", 1) == 1
 
 
-def convert_image(record: ImageRecord, target: Path) -> Path:
-    """The image as upright RGB: JPEGs stay JPEGs, others become PNG files; returns where it is.
-
-    Raises:
-        DataError: it cannot be decoded.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
+def suffix_of(record: ImageRecord) -> str:
+    """The usual suffix of an image's format, for those whose names have none."""
     with opened(record.path, record.blob) as image:
-        is_jpeg = image.format == "JPEG"
-        plain = as_rgb(record.path, ImageOps.exif_transpose(image))
-        plain = Image.fromarray(np.asarray(plain))  # without metadata
-    target = target if is_jpeg else target.with_name(f"{target.name}.png")
-    options: dict[str, Any] = {"quality": _QUALITY, "subsampling": 0} if is_jpeg else {}
-    plain.save(target, **options)
-    return target
+        return {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif"}.get(str(image.format), f".{str(image.format).lower()}")

@@ -1,19 +1,19 @@
 """Looking at all of a data set before anything is trained on it; `qskd check`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from qskd import __version__
-from qskd.data.findings import Finding, Group, grouped
-from qskd.data.formats.layout import Source
+from qskd.data.findings import Finding, Group, Severity, grouped
+from qskd.data.formats.layout import Source, is_image
 from qskd.data.image_facts import ImageFacts, alike, facts_of
 from qskd.data.index import ImageRecord
 from qskd.data.mending import Mended, mend
 from qskd.data.statistics import SplitStatistics, statistics_of
-from qskd.data.writing import claim_folder, convert_image, is_plain, place_image, write_annotations
+from qskd.data.writing import ImageFolder, claim_folder, is_plain, suffix_of, write_annotations
 from qskd.errors import DataError
 from qskd.runs.building import open_data
 from qskd.runs.options import SourceOptions
@@ -91,14 +91,13 @@ def _check_split(source: Source, name: str, findings: list[Finding], pixels: boo
     try:
         mended = _mended(source, name)
     except DataError as error:
-        findings.append(Finding("error", "split that cannot be read", source.origin, str(error), name))
+        severity: Severity = "error" if name in ("train", "val") else "note"  # no training needs the others
+        findings.append(Finding(severity, "split that cannot be read", source.origin, str(error), name))
         return None
-    content = mended.as_coco()
     records = {image: mended.record(image) for image in mended.images}
-    split = CheckedSplit(name, mended, statistics_of(content), records, {})
-    if pixels:
-        split.facts = dict(zip(records, facts_of(list(records.values())), strict=True))
-        _judge_images(split)
+    facts = dict(zip(records, facts_of(list(records.values())), strict=True)) if pixels else {}
+    _judge_images(mended, facts)
+    split = CheckedSplit(name, mended, statistics_of(mended.as_coco()), records, facts)
     empty = split.statistics.empty_images
     if empty:
         mended.note("note", "images without objects", str(mended.origin), f"{empty} of {split.statistics.images}")
@@ -117,10 +116,9 @@ def _mended(source: Source, name: str) -> Mended:
     return mended
 
 
-def _judge_images(split: CheckedSplit) -> None:
+def _judge_images(mended: Mended, found: Mapping[int, ImageFacts]) -> None:
     """Note what decoding found, and take damaged images out of the mended split."""
-    mended = split.mended
-    for image, facts in split.facts.items():
+    for image, facts in found.items():
         name = f"image {mended.images[image]['file_name']}"
         if facts.is_bomb:
             mended.note("error", "decompression bomb", name, facts.damage or f"{facts.size}")
@@ -168,14 +166,11 @@ def write_clean(found: Checked, folder: Path) -> Path:
     """
     claim_folder(folder)
     for split in found.splits:
-        content = split.mended.as_coco()
+        content, images = split.mended.as_coco(), ImageFolder(folder / "images" / split.name)
         for row in content["images"]:
-            target = folder / "images" / split.name / row["file_name"]
-            record = split.records[row["id"]]
-            if is_plain(record):
-                place_image(record, target)
-            else:
-                row["file_name"] = convert_image(record, target).relative_to(folder / "images" / split.name).as_posix()
+            record, name = split.records[row["id"]], row["file_name"]
+            name = name if is_image(Path(name)) else name + suffix_of(record)
+            row["file_name"] = images.place(record, name) if is_plain(record) else images.convert(record, name)
         write_annotations(folder, split.name, content)
     return folder
 

@@ -137,7 +137,9 @@ class Distillation(Job):
     def start(self, resume: Path | None, notes: Sequence[str], *, check: bool, method: str) -> RunResult:
         """Build terms, check, train."""
         fingerprint = weights_fingerprint(self.teacher.model)
-        facts = {"teacher": fingerprint, "teacher image size": plain_size(self.teacher_size), "method": method}
+        facts: dict[str, Any] = {"teacher": fingerprint, "method": method}
+        if self.teacher_size != self.size:
+            facts["teacher image size"] = plain_size(self.teacher_size)
         unlabeled = self.unlabeled()
         if unlabeled is not None:
             facts["unlabelled images"] = unlabeled.dataset.index.fingerprint()[:12]

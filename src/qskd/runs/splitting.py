@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from qskd.data.formats.layout import is_image
 from qskd.data.image_facts import facts_of
 from qskd.data.index import DetectionIndex
 from qskd.data.splitting import divide, look_alikes
-from qskd.data.writing import claim_folder, place_image, write_annotations
+from qskd.data.writing import ImageFolder, claim_folder, suffix_of, write_annotations
 from qskd.errors import ConfigError
 from qskd.runs.building import open_data
 from qskd.runs.checking import NEAR
@@ -56,9 +57,11 @@ def _write(index: DetectionIndex, folder: Path, name: str, belongs: list[bool]) 
     images = [row for row, mine in zip(content["images"], belongs, strict=True) if mine]
     ids = {row["id"] for row in images}
     annotations = [row for row in content["annotations"] if row["image_id"] in ids]
+    place = ImageFolder(folder / "images" / name)
     for record, row, mine in zip(index.images, content["images"], belongs, strict=True):
         if mine:
-            place_image(record, folder / "images" / name / row["file_name"])
+            wanted = row["file_name"] if is_image(Path(row["file_name"])) else row["file_name"] + suffix_of(record)
+            row["file_name"] = place.place(record, wanted)
     write_annotations(folder, name, content | {"images": images, "annotations": annotations})
     by_id = {row["id"]: row["name"] for row in content["categories"]}
     classes = dict.fromkeys(by_id.values(), 0)

@@ -23,7 +23,7 @@ SMALLEST_SIDE = 1e-3
 WHERE = "where"
 """Key of an annotation that says where it comes from, put there by readers of other formats than COCO's."""
 
-_LARGEST_AREA = 1e18  # pixels, of the largest box
+LARGEST_AREA = 1e18  # pixels, of the largest box
 _NAMED = 5  # entries that a problem names; the others are only counted
 
 
@@ -122,7 +122,7 @@ def read_images(
     for name, image in zip(file_names, ids.tolist(), strict=True):
         _check_inside(path, name, image)
     if blobs is None:
-        file_names = tuple(_with_slashes(folder, name) for name in file_names)
+        file_names = tuple(with_slashes(folder, name) for name in file_names)
     if blobs is None:
         _check_exist(path, folder, file_names)
     shared = [name for name, count in Counter(file_names).items() if count > 1]
@@ -140,7 +140,7 @@ def _check_inside(path: Path, name: str, image: int) -> None:
             )
 
 
-def _with_slashes(folder: Path, name: str) -> str:
+def with_slashes(folder: Path, name: str) -> str:
     """The name with slashes for the backslashes that Windows writes, unless a file is really called that."""
     return name.replace("\\", "/") if "\\" in name and not os.path.isfile(folder / name) else name
 
@@ -257,7 +257,7 @@ def _areas(
     for at, value in enumerate(given):
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _LARGEST_AREA:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < LARGEST_AREA:
             raise DataError(f"{path}: annotation id {ids[at]} has area {value!r:.80}; expected a number >= 0.")
         computed[at] = value
     return computed
