@@ -23,7 +23,7 @@ from qskd.data.batch import Batch
 from qskd.errors import DataError
 from qskd.models.adapter import DetrAdapter, Need
 from qskd.models.families import FAMILIES, adapter_class
-from qskd.models.initialising import backbone_of, initialise_detector
+from qskd.models.initialising import backbone_of
 from qskd.models.view import DetrView
 
 EVERY_FAMILY = pytest.mark.parametrize("family", MODELS)
@@ -37,10 +37,10 @@ DENOISING_COMPETES = Version(transformers.__version__) < Version("5.23")
 ROUNDING = {"rtol": 0.0, "atol": 2e-6}  # float64 networks, float32 boxes and masses
 
 
-def adapter_of(family: str, **overrides: Any) -> DetrAdapter:
+def adapter_of(family: str, *, seed: int = 0, **overrides: Any) -> DetrAdapter:
     """The adapter of a tiny model in eval mode; the same one in whatever order tests run."""
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = MODELS[family](**overrides)
     return adapter_class(model.config.model_type)(model.eval())
 
@@ -276,16 +276,19 @@ def test_what_it_claims_to_provide_is_there(family: str) -> None:
 @EVERY_FAMILY
 @pytest.mark.parametrize("part", ["logits", "boxes", "memory"])
 def test_a_gradient_reaches_the_backbone(family: str, part: str) -> None:
-    adapter = adapter_of(family)
-    torch.manual_seed(0)
-    initialise_detector(adapter.model)  # Hugging Face's first weights may leave a ReLU of so few channels dead
+    # First weights may happen to leave none of so few channels alive: one of a few models must let a gradient through.
+    assert max(gradient_at_the_backbone(family, part, seed) for seed in range(4)) > 0
+
+
+def gradient_at_the_backbone(family: str, part: str, seed: int) -> float:
+    adapter = adapter_of(family, seed=seed)
     adapter.model.requires_grad_(True)
     adapter.model.train()
     view = adapter.read(batch_for(family)).view
     value = view.memory[0] if part == "memory" else getattr(view, part)
     value.square().sum().backward()
     gradients = [parameter.grad for parameter in backbone_of(adapter.model).parameters()]
-    assert sum(float(gradient.abs().sum()) for gradient in gradients if gradient is not None) > 0
+    return sum(float(gradient.abs().sum()) for gradient in gradients if gradient is not None)
 
 
 def traces(model: nn.Module) -> list[Any]:

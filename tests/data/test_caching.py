@@ -87,3 +87,17 @@ def test_images_that_do_not_fit_into_memory_are_refused(scenes, tmp_path, monkey
     with pytest.raises(ConfigError, match="--cache_images disk"):
         open_cache("memory", open_source(scenes).load("train"), None, None)
     assert open_cache("none", open_source(scenes).load("train"), None, None) is None
+
+
+def test_a_disk_that_takes_no_more_is_no_end(scenes, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    kept = dataset(scenes, tmp_path, "disk")
+    monkeypatch.setattr(caching.np, "save", full)
+    plain = dataset(scenes, tmp_path, "none")
+    assert torch.equal(kept[0].pixels, plain[0].pixels)
+    assert not list(tmp_path.rglob(".*.npy"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="--cache_dir"):
+        open_cache("disk", open_source(scenes).load("train"), None, tmp_path / "file")

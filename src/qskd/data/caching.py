@@ -43,23 +43,42 @@ class DiskCache:
 
     Args:
         folder: of arrays of one index, decoded in one way.
+
+    Raises:
+        ConfigError: the folder cannot be made.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{folder} cannot be made ({error.strerror}). Give another --cache_dir.") from error
 
     def get(self, position: int, read: Callable[[], Tensor]) -> Tensor:
-        """See ``ImageCache``. A file that is cut off is written again."""
+        """See ``ImageCache``. A file that is cut off is written again; a full disk keeps no more."""
         path = self.folder / f"{position}.npy"
-        try:
-            return torch.from_numpy(np.load(path, allow_pickle=False)).permute(2, 0, 1)
-        except (OSError, ValueError, EOFError):
-            pixels = read()
+        kept = _loaded(path)
+        if kept is not None:
+            return kept
+        pixels = read()
         fresh = path.with_name(f".{position}.{os.getpid()}.npy")
-        np.save(fresh, pixels.permute(1, 2, 0).contiguous().numpy())
-        fresh.replace(path)
+        try:
+            np.save(fresh, pixels.permute(1, 2, 0).contiguous().numpy())
+            fresh.replace(path)
+        except OSError:
+            fresh.unlink(missing_ok=True)
         return pixels
+
+
+def _loaded(path: Path) -> Tensor | None:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        return None
+    return torch.from_numpy(array).permute(2, 0, 1)
 
 
 def open_cache(kind: CacheKind, index: DetectionIndex, decoded: int | None, folder: Path | None) -> ImageCache | None:
