@@ -11,9 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
-
-import yaml
+from typing import ClassVar
 
 from qskd.data.formats.layout import (
     Content,
@@ -30,17 +28,24 @@ from qskd.data.formats.layout import (
     subfolders,
     tolerated,
 )
+from qskd.data.formats.yolo_description import (
+    DESCRIPTIONS,
+    NAME_FILES,
+    SPLITS,
+    base_of,
+    class_lines,
+    is_description,
+    located,
+    names_of,
+    read_description,
+    test_beside,
+)
 from qskd.data.images import upright_size, upright_sizes
 from qskd.data.index import DetectionIndex
 from qskd.errors import DataError
 
-_DESCRIPTIONS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-_NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "_darknet.labels")
-_SPLITS = ("train", "val", "test")
 _FAR_OUTSIDE = 2.0  # a fraction beyond this is no fraction
 _ROW = 5  # numbers of a box; an outline has at least 7, an odd count
-_DEEPEST = 20  # lists within lists in a description
-_LARGEST_YAML = 1 << 20  # bytes; thousands of class names take a tenth of it
 _TRIED = 20  # files looked at to tell what a folder holds
 
 
@@ -65,29 +70,29 @@ class YoloSource:
         """
         if path.is_file():
             return cls._from_yaml(path) if path.suffix.lower() in (".yaml", ".yml") else None
-        files = [*(path / name for name in _DESCRIPTIONS), *sorted(path.glob("*.y*ml"))]
-        described = next((file for file in files if _is_description(file)), None)
+        files = [*(path / name for name in DESCRIPTIONS), *sorted(path.glob("*.y*ml"))]
+        described = next((file for file in files if is_description(file)), None)
         return cls._from_yaml(described) if described else cls._from_folders(path)
 
     @classmethod
     def _from_yaml(cls, file: Path) -> "YoloSource":
-        settings = _read_yaml(file)
-        base = _base(file, settings.get("path"))
-        wanted = {canonical(key): value for key, value in settings.items() if canonical(key) in _SPLITS and value}
+        settings = read_description(file)
+        base = base_of(file, settings.get("path"))
+        wanted = {canonical(key): value for key, value in settings.items() if canonical(key) in SPLITS and value}
         if not wanted:
             raise DataError(f"{file}: names no images under train, val or test.")
         parts: dict[str, tuple[Path, ...]] = {}
         absent: dict[str, str] = {}
         for split, value in wanted.items():  # descriptions of whole data sets come with some of their splits
             try:
-                parts[split] = tuple(_located(file, base, value))
+                parts[split] = tuple(located(file, base, value))
             except DataError as error:
                 absent[split] = str(error)
         if not parts:
             raise DataError(next(iter(absent.values())))
-        if "test" not in wanted and (test := _test_beside(parts)):
+        if "test" not in wanted and (test := test_beside(parts)):
             parts["test"] = (test,)
-        return cls(file, _names(file, settings), parts, base, absent, "kpt_shape" in settings)
+        return cls(file, names_of(file, settings), parts, base, absent, "kpt_shape" in settings)
 
     @classmethod
     def _from_folders(cls, path: Path) -> "YoloSource | None":
@@ -97,14 +102,14 @@ class YoloSource:
             return None
         places = [path, path / "labels", path / "images", *subfolders(path / "labels")]
         places += [place for (part,) in parts.values() for place in (part, part.parent, part.parent / "labels")]
-        files = (place / name for place in places for name in _NAME_FILES)
+        files = (place / name for place in places for name in NAME_FILES)
         named = next((file for file in files if os.path.isfile(file)), None)
         if named is None:
             raise DataError(
                 f"{path} holds YOLO labels, but nothing says what the classes are called. Write a data.yaml with "
                 "train, val and names, or a classes.txt with one name a line."
             )
-        return cls(named, _lines(named), parts, path)
+        return cls(named, class_lines(named), parts, path)
 
     @property
     def origin(self) -> str:
@@ -256,7 +261,7 @@ def _parts_of(path: Path) -> dict[str, tuple[Path, ...]]:
     }
     lists = {
         split: path / f"{name}.txt"
-        for split in _SPLITS
+        for split in SPLITS
         for name in reversed(spellings(split))
         if _is_list(path / f"{name}.txt", path)
     }
@@ -299,124 +304,6 @@ def _is_list(file: Path, path: Path) -> bool:
         name = opened.readline(1 << 12).strip()
     where = locate(name, (path,))
     return where is not None and is_image(where)
-
-
-def _lines(file: Path) -> tuple[str, ...]:
-    lines = [line.strip() for line in read_text(file, "a file with one class name a line").splitlines()]
-    return tuple(line for line in lines if line)
-
-
-def _is_description(file: Path) -> bool:
-    """Whether a YAML file names images; run and model configurations lie about as well."""
-    if not os.path.isfile(file):
-        return False
-    is_usual = file.name in _DESCRIPTIONS
-    try:
-        settings = _read_yaml(file)
-    except DataError:
-        return is_usual  # its own error is better than none
-    has_splits = any(canonical(key) in _SPLITS for key in settings)
-    has_names = bool({"names", "nc"} & set(settings))
-    return has_splits or has_names if is_usual else has_splits and has_names
-
-
-class _Loader(yaml.BaseLoader):
-    """Scalars stay the text they are, since a class may be called no, or 007; nothing stands for something else."""
-
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """One node, unless it repeats another: a few of those can stand for more than fits into memory."""
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has an alias (*name); write out what it stands for")
-        self.depth += 1
-        if self.depth > _DEEPEST:
-            raise yaml.YAMLError("it is nested too deeply")
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    """The keys of a YAML file; what it leaves empty is "", other scalars are text."""
-    text = read_text(file, "a data.yaml")
-    if len(text) > _LARGEST_YAML:
-        raise DataError(f"{file}: has {len(text)} characters, far more than the description of a data set.")
-    try:
-        settings = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise DataError(f"{file}: not valid YAML ({' '.join(str(error).split())[:200]}).") from error
-    if not isinstance(settings, dict):
-        kind = "nothing" if settings is None else f"a {type(settings).__name__}"
-        raise DataError(f"{file}: holds {kind}, expected keys such as train, val and names.")
-    return {key: "" if value in ("~", "null") else value for key, value in settings.items() if isinstance(key, str)}
-
-
-def _base(file: Path, given: Any) -> Path:
-    """The folder that names are relative to; a ``path`` from another machine is not believed."""
-    if isinstance(given, str) and given:
-        places = [file.parent / given, Path(os.path.expanduser(given))]
-        return next((place for place in places if os.path.isdir(place)), file.parent)
-    return file.parent
-
-
-def _located(file: Path, base: Path, value: Any) -> Iterator[Path]:
-    """Where the images of one key are."""
-    for name in value if isinstance(value, list) else [value]:
-        if not isinstance(name, str) or not name:
-            raise DataError(f"{file}: names images as {name!r:.80}; expected a folder or a text file.")
-        where = locate(name, (base, file.parent))
-        if where is None:
-            looked = " and ".join(dict.fromkeys((str(base), str(file.parent))))
-            raise DataError(f"{file}: '{name[:120]}' is not there; looked for it from {looked}.")
-        is_list = os.path.isfile(where) and (is_image(where) or where.suffix.lower() == ".txt")
-        if not is_list and (not os.path.isdir(where) or where.resolve().parent == where.resolve()):
-            raise DataError(f"{file}: '{name[:120]}' is neither a folder of images nor a .txt file with their names.")
-        yield where
-
-
-def _test_beside(parts: Mapping[str, tuple[Path, ...]]) -> Path | None:
-    """The test images that lie beside those of another split but that exporters forget to name."""
-    for split, (first, *_) in parts.items():
-        for name in spellings(split):
-            if name in first.parts and first.is_dir():
-                at = len(first.parts) - 1 - first.parts[::-1].index(name)
-                place = Path(*first.parts[:at], "test", *first.parts[at + 1 :])
-                if place.is_dir():
-                    return place
-    return None
-
-
-def _names(file: Path, settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Class names by index, from a list, from numbered keys, or numbers where only their count is given."""
-    names, count = settings.get("names"), _count(settings.get("nc"))
-    if isinstance(names, dict):
-        names = _by_number(file, names)
-    if not names and (lines := [file.parent / name for name in _NAME_FILES if os.path.isfile(file.parent / name)]):
-        names = list(_lines(lines[0]))
-    if not names and count:
-        return tuple(map(str, range(count)))
-    if not isinstance(names, list) or not names:
-        raise DataError(f"{file}: 'names' is {names!r:.80}; expected the class names, in order.")
-    if bad := [name for name in names if not isinstance(name, str) or not name]:
-        raise DataError(f"{file}: 'names' holds {bad[0]!r:.80}; expected a text for every class.")
-    if count is not None and count != len(names):
-        raise DataError(f"{file}: nc is {count}, but 'names' holds {len(names)} names. Correct one of them.")
-    return tuple(names)
-
-
-def _count(value: Any) -> int | None:
-    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) <= 5 else None
-
-
-def _by_number(file: Path, names: Mapping[str, Any]) -> list[Any]:
-    try:
-        numbered = {int(key): name for key, name in names.items()}
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{file}: the keys of 'names' must be class numbers, got {list(names)[:5]}.") from error
-    if sorted(numbered) != list(range(len(names))):
-        raise DataError(f"{file}: 'names' has the numbers {sorted(numbered)[:10]}; expected 0, 1, 2, ...")
-    return [numbered[index] for index in range(len(numbered))]
 
 
 def _numbers(where: str, cells: Sequence[str]) -> list[float]:
