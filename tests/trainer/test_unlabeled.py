@@ -205,3 +205,8 @@ def test_a_run_learns_from_both_and_a_resumed_one_goes_on_alike(folder, scenes, 
 def test_bad_options_are_refused_before_anything_runs(folder, scenes, tmp_path, changes, kind, message):
     with pytest.raises(kind, match=message):
         qskd.distill(**options(tmp_path / "run", scenes, folder) | changes)
+
+
+def test_validation_images_among_the_unlabelled_are_told(scenes, tmp_path, capsys):
+    qskd.distill(**options(tmp_path / "run", scenes, scenes / "images" / "val", max_steps=1))
+    assert "6 of the unlabelled images are validation images" in capsys.readouterr().out

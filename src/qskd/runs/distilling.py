@@ -111,6 +111,14 @@ class Distillation(Job):
     teacher_size: ImageSize  # what the teacher's images are resized to
     pair: PairOptions
 
+    def _shared_with_validation(self, unlabeled: UnlabeledImages) -> list[str]:
+        """A warning where images are learnt from, if only without labels, that AP is measured on."""
+        if self.splits.val is None:
+            return []
+        measured = {record.path.resolve() for record in self.splits.val.images}
+        shared = sum(record.path.resolve() in measured for record in unlabeled.dataset.index.images)
+        return [f"warning: {shared} of the unlabelled images are validation images; AP will flatter"] if shared else []
+
     def _teachers_size(self) -> str:
         return "" if self.teacher_size == self.size else f"; for the teacher {in_words(self.teacher_size)}"
 
@@ -142,6 +150,7 @@ class Distillation(Job):
             facts["teacher image size"] = plain_size(self.teacher_size)
         unlabeled = self.unlabeled()
         if unlabeled is not None:
+            self.tell(*self._shared_with_validation(unlabeled))
             facts["unlabelled images"] = unlabeled.dataset.index.fingerprint()[:12]
             facts["unlabelled learning"] = [unlabeled.batch_size, unlabeled.threshold, unlabeled.detection]
         identity = self.identity(resume, **facts, **options_of(self.settings))
