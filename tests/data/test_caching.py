@@ -83,6 +83,12 @@ def test_changed_files_are_read_anew(scenes, tmp_path):
 
 
 def test_images_that_do_not_fit_into_memory_are_refused(scenes, tmp_path, monkeypatch):
+    index = open_source(scenes).load("train")
+    size = int((index.images.sizes.prod(axis=1) * 3).sum())
+    monkeypatch.setattr(caching, "_free_memory", lambda: 5 * size)
+    assert open_cache("memory", index, None, None, copies=2) is not None
+    with pytest.raises(ConfigError, match="of 3 loading processes"):
+        open_cache("memory", index, None, None, copies=3)
     monkeypatch.setattr(caching, "_free_memory", lambda: 1000)
     with pytest.raises(ConfigError, match="--cache_images disk"):
         open_cache("memory", open_source(scenes).load("train"), None, None)

@@ -16,6 +16,7 @@ from qskd.evaluation.coco_map import CocoEvaluator
 from qskd.evaluation.kept import KeptDetections, images_digest
 from qskd.models.loading import load_model
 
+STUDENT = Path(qskd.__file__).parent / "assets" / "demo_student.json"
 EVERY_STEP = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
 
 
@@ -217,3 +218,18 @@ def test_a_run_that_diverged_can_be_started_again_or_continued(scenes, tiny_fold
     assert [entry["step"] for entry in entries_of(folder)] == [1, 2]
     assert made.summary["steps"] == 2
     assert Path(folder / "config.yaml").is_file()
+
+
+def test_loading_processes_that_keep_images_outlive_an_epoch(scenes, tmp_path):
+    options = tiny_run(tmp_path / "run", scenes, max_steps=6) | {"model": STUDENT}
+    plain = qskd.train(**options)
+    kept = qskd.train(
+        **options | {"output_dir": str(tmp_path / "kept"), "cache_images": "memory", "dataloader_num_workers": 1}
+    )
+
+    def losses(run):
+        return [entry["loss"] for entry in entries_of(run.folder) if "loss" in entry and "grad_norm" in entry]
+
+    # Of four steps; a new epoch of processes that stay draws one random number less, which denoising goes on from.
+    assert losses(kept)[:4] == pytest.approx(losses(plain)[:4], rel=1e-5)
+    assert len(losses(kept)) == 6

@@ -81,7 +81,9 @@ def _loaded(path: Path) -> Tensor | None:
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
-def open_cache(kind: CacheKind, index: DetectionIndex, decoded: int | None, folder: Path | None) -> ImageCache | None:
+def open_cache(
+    kind: CacheKind, index: DetectionIndex, decoded: int | None, folder: Path | None, copies: int = 1
+) -> ImageCache | None:
     """The cache for an index.
 
     Args:
@@ -89,6 +91,7 @@ def open_cache(kind: CacheKind, index: DetectionIndex, decoded: int | None, fold
         index: what is read.
         decoded: as ``decode_at_least`` of the dataset: other sizes are other pixels.
         folder: where a disk cache goes; each index and size has a folder of its own in it.
+        copies: loading processes, each of which fills a memory cache of its own.
 
     Raises:
         ConfigError: the images would not fit into the memory that is free.
@@ -98,12 +101,12 @@ def open_cache(kind: CacheKind, index: DetectionIndex, decoded: int | None, fold
     if kind == "disk":
         assert folder is not None
         return DiskCache(folder / f"{_state(index)}-{decoded or 'full'}")
-    size = int((index.images.sizes.prod(axis=1) * 3).sum())
+    size = int((index.images.sizes.prod(axis=1) * 3).sum()) * copies
     free = _free_memory()
     if free is not None and size > _SHARE * free:
         raise ConfigError(
-            f"The decoded images are {size / 2**30:.1f} GiB, more than half of the {free / 2**30:.1f} GiB of memory "
-            "that are free. Use --cache_images disk, or none."
+            f"The decoded images of {copies} loading processes are {size / 2**30:.1f} GiB, more than half of the "
+            f"{free / 2**30:.1f} GiB of memory that are free. Use --cache_images disk, or none."
         )
     return MemoryCache()
 

@@ -202,11 +202,17 @@ def _nearest(size: int, step: int) -> int:
 
 
 def datasets(
-    splits: Splits, options: DataOptions, size: ImageSize, seed: int, teacher_size: ImageSize | None = None
+    splits: Splits,
+    options: DataOptions,
+    size: ImageSize,
+    seed: int,
+    teacher_size: ImageSize | None = None,
+    workers: int = 0,
 ) -> tuple[DetectionDataset, DetectionDataset | None]:
     """The training data, augmented, and the validation data, resized only.
 
-    ``teacher_size`` adds the teacher's pixels to the training data where they are of another size.
+    ``teacher_size`` adds the teacher's pixels to the training data where they are of another size; ``workers`` are the
+    processes that load images.
     """
     own = teacher_size if teacher_size != size else None
     augment = _augmentation(options)
@@ -218,12 +224,12 @@ def datasets(
         seed,
         decode_at_least=side,
         teacher_transform=build_transform(own, train=True, augment=augment) if own else None,
-        cache=open_cache(options.cache_images, splits.train, side, folder),
+        cache=open_cache(options.cache_images, splits.train, side, folder, max(workers, 1)),
     )
     if splits.val is None:
         return train, None
     val = evaluation_dataset(splits.val, size)
-    val.cache = open_cache(options.cache_images, splits.val, None, folder)
+    val.cache = open_cache(options.cache_images, splits.val, None, folder, max(workers, 1))
     return train, val
 
 

@@ -140,7 +140,10 @@ class Distillation(Job):
 
     def datasets(self) -> tuple[DetectionDataset, DetectionDataset | None]:
         """Training and validation data; training images at the teacher's own size too, if it has one."""
-        return building.datasets(self.splits, self.data, self.size, self.config.seed, self.teacher_size)
+        workers = self.config.dataloader_num_workers
+        return building.datasets(
+            self.splits, self.data, self.size, self.config.seed, self.teacher_size, workers=workers
+        )
 
     def start(self, resume: Path | None, notes: Sequence[str], *, check: bool, method: str) -> RunResult:
         """Build terms, check, train."""

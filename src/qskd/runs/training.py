@@ -88,13 +88,16 @@ class Job:
 
     def datasets(self) -> tuple[DetectionDataset, DetectionDataset | None]:
         """Training and validation data."""
-        return building.datasets(self.splits, self.data, self.size, self.config.seed)
+        workers = self.config.dataloader_num_workers
+        return building.datasets(self.splits, self.data, self.size, self.config.seed, workers=workers)
 
     def trainer(
         self, distiller: Distiller, teacher: TeacherSide | None, identity: dict[str, Any]
     ) -> DistillationTrainer:
         """The trainer of this job."""
         train_data, val_data = self.datasets()
+        if self.data.cache_images == "memory" and self.config.dataloader_num_workers > 0:
+            self.config.dataloader_persistent_workers = True  # else every epoch would begin with empty caches
         return DistillationTrainer(
             distiller,
             self.config,
