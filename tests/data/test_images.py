@@ -12,6 +12,17 @@ from qskd.errors import DataError
 ORIENTATION = 0x0112
 
 
+def test_too_little_memory_is_not_told_as_a_bad_file(tmp_path, monkeypatch):
+    Image.new("RGB", (32, 24)).save(tmp_path / "a.png")
+
+    def exhausted(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("qskd.data.images.as_rgb", exhausted)
+    with pytest.raises(MemoryError):
+        read_pixels(tmp_path / "a.png", height=24, width=32)
+
+
 def ramp(height: int = 24, width: int = 32) -> np.ndarray:
     """[h, w] 0..255 growing from left to right."""
     return np.tile(np.linspace(0, 255, width).round().astype(np.uint8), (height, 1))

@@ -173,7 +173,7 @@ def _told(path: Path) -> Iterator[None]:
     """Whatever goes wrong with a file, as a DataError that names it."""
     try:
         yield
-    except DataError:
+    except (DataError, MemoryError):  # too little memory is no fault of the file
         raise
     except FileNotFoundError as error:
         raise DataError(f"{path}: this image file has disappeared since it was listed.") from error
