@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 
 from qskd.data.batch import Batch
@@ -20,7 +20,7 @@ def evaluate_detector(
     evaluator: CocoEvaluator,
     *,
     label_map: LabelMap | None = None,
-    accelerator: Accelerator | None = None,
+    accelerator: Accelerator | PartialState | None = None,
     subset: bool = False,
 ) -> CocoMetrics:
     """COCO metrics of a model over all batches; every process returns the metrics of all of them.
@@ -29,11 +29,11 @@ def evaluate_detector(
 
     Args:
         adapter: the model, on its device.
-        batches: images with their ids and original sizes.
+        batches: images with their ids and original sizes; of several processes, each has its share, perhaps none.
         evaluator: holds the ground truth; its class indices are the data's.
         label_map: from the data's classes to the model's; None when they are the same.
-        accelerator: gathers detections where there are several processes.
-        subset: the batches are not all images of the ground truth.
+        accelerator: knows the other processes, whose detections are gathered.
+        subset: the batches of all processes together are not all images of the ground truth.
     """
     was_training = adapter.model.training
     adapter.model.eval()

@@ -207,7 +207,7 @@ def datasets(
     size: ImageSize,
     seed: int,
     teacher_size: ImageSize | None = None,
-    workers: int = 0,
+    workers: int = 1,
 ) -> tuple[DetectionDataset, DetectionDataset | None]:
     """The training data, augmented, and the validation data, resized only.
 
@@ -224,12 +224,12 @@ def datasets(
         seed,
         decode_at_least=side,
         teacher_transform=build_transform(own, train=True, augment=augment) if own else None,
-        cache=open_cache(options.cache_images, splits.train, side, folder, max(workers, 1)),
+        cache=open_cache(options.cache_images, splits.train, side, folder, workers),
     )
     if splits.val is None:
         return train, None
     val = evaluation_dataset(splits.val, size)
-    val.cache = open_cache(options.cache_images, splits.val, None, folder, max(workers, 1))
+    val.cache = open_cache(options.cache_images, splits.val, None, folder, workers)
     return train, val
 
 

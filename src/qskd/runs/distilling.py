@@ -25,7 +25,7 @@ from qskd.runs.evaluating import evaluate_keeping
 from qskd.runs.folder import RunFolder, changed_options
 from qskd.runs.options import DataOptions, MethodOptions, PairOptions
 from qskd.runs.starting import start_of, start_of_derived
-from qskd.runs.training import Job, RunResult, measured_cost, plain_size
+from qskd.runs.training import Job, RunResult, loading_processes, measured_cost, plain_size
 from qskd.trainer import DistillationConfig, UnlabeledImages
 
 
@@ -140,7 +140,7 @@ class Distillation(Job):
 
     def datasets(self) -> tuple[DetectionDataset, DetectionDataset | None]:
         """Training and validation data; training images at the teacher's own size too, if it has one."""
-        workers = self.config.dataloader_num_workers
+        workers = loading_processes(self.config)
         return building.datasets(
             self.splits, self.data, self.size, self.config.seed, self.teacher_size, workers=workers
         )
@@ -155,7 +155,8 @@ class Distillation(Job):
         if unlabeled is not None:
             self.tell(*self._shared_with_validation(unlabeled))
             facts["unlabelled images"] = unlabeled.dataset.index.fingerprint()[:12]
-            facts["unlabelled learning"] = [unlabeled.batch_size, unlabeled.threshold, unlabeled.detection]
+            each_step = unlabeled.batch_size * self.config.gradient_accumulation_steps * self.config.world_size
+            facts["unlabelled learning"] = [each_step, unlabeled.threshold, unlabeled.detection]
         identity = self.identity(resume, **facts, **options_of(self.settings))
         self.folder.save_json("label_map.json", self.label_map.as_dict())
         self.tell(*notes, f"images: {in_words(self.size)}" + self._teachers_size())
@@ -198,7 +199,11 @@ class Distillation(Job):
             metrics, kept = found.teacher_metrics, found.teacher_found
         else:
             metrics, kept = evaluate_keeping(
-                self.teacher, self.splits.val, self.teacher_size, self.config.eval_batch_size
+                self.teacher,
+                self.splits.val,
+                self.teacher_size,
+                self.config.eval_batch_size,
+                processes=self.config.distributed_state,
             )
         if self.folder.is_main:
             kept.save(self.folder.teacher_detections)
@@ -227,6 +232,7 @@ class Distillation(Job):
                 self.teacher_size,
                 self.config.eval_batch_size,
                 first=found.teacher_images,
+                processes=self.config.distributed_state,
             )
             if found.teacher_metrics["AP50"] is None:
                 found.warnings.append("no validation image holds an object: nothing can be measured")

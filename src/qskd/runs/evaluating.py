@@ -1,9 +1,11 @@
 """Measuring a model on a split: `qskd eval`, and the last step of every run."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
@@ -38,9 +40,16 @@ def evaluate(model: ModelOptions, data: SourceOptions, *, split: str = "val", ba
     if index is None:
         raise ConfigError(f"The data has no split '{split}'.")
     size = building.choose_size(data, [adapter], [model.model])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    adapter.model.to(device)
-    return evaluate_adapter(adapter, index, size, batch_size)
+    processes = launched()
+    adapter.model.to(processes.device if processes else "cuda" if torch.cuda.is_available() else "cpu")
+    return evaluate_keeping(adapter, index, size, batch_size, processes=processes)[0]
+
+
+def launched() -> PartialState | None:
+    """The processes that torchrun or accelerate launch started, connected; None where this one is alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def evaluate_adapter(
@@ -62,19 +71,31 @@ def evaluate_keeping(
     batch_size: int,
     *,
     first: int | None = None,
+    processes: PartialState | None = None,
 ) -> tuple[dict[str, Any], KeptDetections]:
-    """COCO metrics as plain values, and the detections that they were measured on."""
+    """COCO metrics as plain values, and the detections that they were measured on.
+
+    Args:
+        adapter: the model, on its device.
+        index: the split.
+        size: of the images that the model is given.
+        batch_size: images at a time.
+        first: only so many images, evenly spread.
+        processes: all of them call this; each asks the model about its share, and returns what comes of all shares.
+    """
     label_map = LabelMap.between(adapter.id2label, index.class_names)
     dataset = building.evaluation_dataset(index, size)
-    subset = Subset(dataset, building.evenly(range(len(dataset)), first)) if first is not None else dataset
-    batches = DataLoader(subset, batch_size=batch_size, collate_fn=collate)
+    chosen = building.evenly(range(len(dataset)), first if first is not None else len(dataset))
+    rank, world = (processes.process_index, processes.num_processes) if processes else (0, 1)
+    batches = DataLoader(Subset(dataset, chosen[rank::world]), batch_size=batch_size, collate_fn=collate)
     truth = index.ground_truth()
     evaluator = CocoEvaluator(truth, index.category_ids)
     metrics = evaluate_detector(
         adapter,
-        tqdm(batches, desc="eval", leave=False, disable=None),
+        tqdm(batches, desc="eval", leave=False, disable=None if rank == 0 else True),
         evaluator,
         label_map=label_map,
+        accelerator=processes,
         subset=first is not None,
     )
     return metrics.as_dict(), as_evaluated(truth, index.class_names, evaluator.state())

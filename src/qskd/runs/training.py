@@ -1,5 +1,6 @@
 """One training run, from options to a finished folder; `qskd train` and `qskd distill`."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ class Job:
 
     def datasets(self) -> tuple[DetectionDataset, DetectionDataset | None]:
         """Training and validation data."""
-        workers = self.config.dataloader_num_workers
+        workers = loading_processes(self.config)
         return building.datasets(self.splits, self.data, self.size, self.config.seed, workers=workers)
 
     def trainer(
@@ -199,13 +200,24 @@ class Job:
         adapter = building.open_model(str(kept), None, box_frame=self.student.box_frame)
         adapter.model.to(self.config.device)
         if self.splits.val is not None:
-            metrics, found = evaluate_keeping(adapter, self.splits.val, self.size, self.config.eval_batch_size)
+            metrics, found = evaluate_keeping(
+                adapter,
+                self.splits.val,
+                self.size,
+                self.config.eval_batch_size,
+                processes=self.config.distributed_state,
+            )
             self.folder.save_json("eval/val.json", metrics)
             if self.folder.is_main:
                 found.save(self.folder.detections)
         summary |= {"metrics": metrics, "cost": measured_cost(adapter, self.size)}
         self.folder.save_json("summary.json", summary)
         return RunResult(self.folder.path, kept, metrics, summary)
+
+
+def loading_processes(config: DistillationConfig) -> int:
+    """Processes of this machine that load images, of all training processes that a launcher started on it."""
+    return max(config.dataloader_num_workers, 1) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def measured_cost(adapter: DetrAdapter, size: ImageSize) -> dict[str, Any]:
