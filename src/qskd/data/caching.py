@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
@@ -62,7 +63,8 @@ class DiskCache:
         if kept is not None:
             return kept
         pixels = read()
-        fresh = path.with_name(f".{position}.{os.getpid()}.npy")
+        # Process numbers repeat on other machines, which may share the folder.
+        fresh = path.with_name(f".{position}.{uuid.uuid4().hex}.npy")
         try:
             np.save(fresh, pixels.permute(1, 2, 0).contiguous().numpy())
             fresh.replace(path)
