@@ -20,6 +20,8 @@ COMMANDS: dict[str, str] = {
     "models": "families and published checkpoints; students for a teacher",
     "env": "versions and devices, for a bug report",
 }
+ALONE = frozenset(["check", "compare", "demo", "inspect", "predict", "split"])
+"""Commands that would do everything once in each process, and write the same files."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +54,11 @@ def _run(arguments: Sequence[str] | None) -> int:
         hint = f" Did you mean '{near[0]}'?" if near else ""
         print(f"qskd: unknown command '{given[0]}'.{hint} Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
+    world, rank = (int(os.environ.get(name) or least) for name, least in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    name = f"qskd {given[0]}" + (f" (process {rank} of {world})" if world > 1 else "")
+    if world > 1 and given[0] in ALONE:
+        print(f"{name}: works in one process. Run it without torchrun or accelerate launch.", file=sys.stderr)
+        return 2
     # Imported here: `qskd --help` must not wait for torch.
     from transformers.utils import logging
 
@@ -61,10 +68,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         return int(import_module(f"qskd.cli.{given[0]}").run(given[1:]))
     except QskdError as error:
-        print(f"qskd {given[0]}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"qskd {given[0]}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return 130
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qskd.cli.parsing import parse, show
+from qskd.cli.parsing import parse, rank, show
 from qskd.reporting.tables import metrics_line, percent, text_table
 from qskd.runs.evaluating import evaluate
 from qskd.runs.options import ModelOptions, SourceOptions
@@ -29,7 +29,7 @@ def run(arguments: Sequence[str]) -> int:
     rows = [[name, percent(value)] for name, value in metrics["per_class"].items()]
     show(text_table(["class", "AP"], rows))
     show(metrics_line(metrics))
-    if options.json is not None:
+    if options.json is not None and rank() == 0:
         Path(options.json).parent.mkdir(parents=True, exist_ok=True)
         Path(options.json).write_text(json.dumps(metrics, indent=2) + "\n")
     return 0

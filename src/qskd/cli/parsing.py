@@ -123,7 +123,12 @@ def _no_option(name: str, known: Sequence[str] | Mapping[str, Action]) -> str:
     return f"There is no option '{name}'." + (f" Did you mean '{near[0]}'?" if near else "")
 
 
+def rank() -> int:
+    """Which of the processes that a launcher started this is."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def show(line: str) -> None:
     """Print a line at once; of several processes, the first one does."""
-    if os.environ.get("RANK", "0") == "0":
+    if rank() == 0:
         print(line, flush=True)
