@@ -21,6 +21,7 @@ from qskd.models.view import DetrView
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _SHOWN = 5  # image ids named in an error message
+_AT_ONCE = 25_000  # detections handed to COCO's evaluation together, which takes about 2 kB for each of them
 
 
 class Detections(NamedTuple):
@@ -190,9 +191,15 @@ class CocoEvaluator:
                 f"{missing[:_SHOWN]}. Add them, without detections if there are none, or ask for subset=True."
             )
         seen = sorted(self._rows)
+        table, images, categories = self._found(seen)
         with _no_garbage_collection():
-            found = self._found(seen)
-            precision, recall = _evaluate(self._truth(), self._results(found), seen)
+            # Classes have nothing to do with each other.
+            tables = [
+                _evaluate(*self._in_dictionaries(chosen, table, images, categories), seen)
+                for chosen in self._groups(categories)
+            ]
+        precision = np.concatenate([one for one, _ in tables], axis=2)
+        recall = np.concatenate([one for _, one in tables], axis=1)
         names = [str(category["name"]) for category in sorted(self._categories, key=lambda one: one["id"])]
         by_class = [_mean(precision[:, :, index, 0, 2]) for index in range(precision.shape[2])]
         return CocoMetrics(
@@ -210,7 +217,7 @@ class CocoEvaluator:
             AR_large=_mean(recall[..., 3, 2]),
             per_class=dict(zip(names, by_class, strict=True)),
             num_images=len(seen),
-            num_detections=len(found),
+            num_detections=len(table),
         )
 
     def _keep(self, image_id: int, rows: Array) -> None:
@@ -225,42 +232,63 @@ class CocoEvaluator:
             )
         self._rows.setdefault(image_id, rows)
 
-    def _truth(self) -> dict[str, Any]:
-        return {"images": self._images, "categories": self._categories, "annotations": self._annotations}
-
-    def _found(self, image_ids: list[int]) -> list[dict[str, Any]]:
-        """COCO result dictionaries of the detections whose class the data has."""
+    def _found(self, image_ids: list[int]) -> tuple[Array, Array, Array]:
+        """Detections whose class the data has: [K, 6] rows, [K] image ids, [K] category ids."""
         rows = [self._rows[image_id] for image_id in image_ids]
-        table = np.concatenate([np.empty((0, 6), np.float32), *rows]).astype(np.float64)
+        table = np.concatenate([np.empty((0, 6), np.float32), *rows])
         images = np.repeat(np.array(image_ids, dtype=np.int64), [len(one) for one in rows])
         categories = self._category_ids[table[:, 1].astype(np.int64)]
         keep = categories >= 0
-        table, images, categories = table[keep], images[keep], categories[keep]
-        size = table[:, 4:] - table[:, 2:4]
-        boxes = np.concatenate([table[:, 2:4], size], axis=1)  # xywh
-        columns = zip(
-            images.tolist(),
-            categories.tolist(),
-            table[:, 0].tolist(),
-            boxes.tolist(),
-            size.prod(axis=1).tolist(),
-            strict=True,
-        )
-        return [
-            {
-                "id": number,
-                "image_id": image,
-                "category_id": category,
-                "score": score,
-                "bbox": box,
-                "area": area,
-                "iscrowd": 0,
-            }
-            for number, (image, category, score, box, area) in enumerate(columns, start=1)
-        ]
+        return table[keep], images[keep], categories[keep]
 
-    def _results(self, found: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"images": self._images, "categories": self._categories, "annotations": found}
+    def _groups(self, categories: Array) -> list[list[int]]:
+        """All category ids in order, in groups of at most ``_AT_ONCE`` detections, or of one category."""
+        groups: list[list[int]] = [[]]
+        held = 0
+        for category in sorted(int(one["id"]) for one in self._categories):
+            count = int((categories == category).sum())
+            if groups[-1] and held + count > _AT_ONCE:
+                groups.append([])
+                held = 0
+            groups[-1].append(category)
+            held += count
+        return groups
+
+    def _in_dictionaries(
+        self, chosen: list[int], table: Array, images: Array, categories: Array
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Objects and detections of some categories, as COCO's evaluation takes them."""
+        head = {"images": self._images, "categories": [one for one in self._categories if one["id"] in chosen]}
+        objects = [one for one in self._annotations if one["category_id"] in chosen]
+        keep = np.isin(categories, chosen)
+        found = _result_entries(table[keep].astype(np.float64), images[keep], categories[keep])
+        return {**head, "annotations": objects}, {**head, "annotations": found}
+
+
+def _result_entries(table: Array, images: Array, categories: Array) -> list[dict[str, Any]]:
+    """COCO result dictionaries of [K, 6] rows, in float64."""
+    size = table[:, 4:] - table[:, 2:4]
+    boxes = np.concatenate([table[:, 2:4], size], axis=1)  # xywh
+    columns = zip(
+        images.tolist(),
+        categories.tolist(),
+        table[:, 0].tolist(),
+        boxes.tolist(),
+        size.prod(axis=1).tolist(),
+        strict=True,
+    )
+    return [
+        {
+            "id": number,
+            "image_id": image,
+            "category_id": category,
+            "score": score,
+            "bbox": box,
+            "area": area,
+            "iscrowd": 0,
+        }
+        for number, (image, category, score, box, area) in enumerate(columns, start=1)
+    ]
 
 
 def _evaluate(truth: dict[str, Any], found: dict[str, Any], image_ids: list[int]) -> tuple[Array, Array]:
