@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from builders import tiny_detr
 from builders_deformable import tiny_deformable_detr, tiny_rt_detr
@@ -86,3 +87,15 @@ def edited(scenes: Path, folder: Path, change: Callable[[dict[str, Any]], Any], 
 def without_objects(content: dict[str, Any]) -> None:
     """For ``edited``: no image holds anything."""
     content["annotations"] = []
+
+
+def complete_checkpoint(folder: Path, step: int) -> Path:
+    """A checkpoint with all that makes one complete, of a model of one weight."""
+    folder.mkdir(parents=True)
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    (folder / "identity.json").write_text(json.dumps({"average_updates": step}))
+    for name in ("distiller", "average"):
+        save_file({"weight": torch.zeros(3)}, folder / f"{name}.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"state": torch.zeros(3)}, folder / name)
+    return folder

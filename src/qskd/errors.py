@@ -8,7 +8,11 @@ QskdError
 ├── UnsupportedNeed (ValueError)      a loss term needs what an adapter does not provide
 ├── ConfigError (ValueError)          options that contradict each other or name nothing
 ├── PreflightError (RuntimeError)     a check before the first epoch failed
-└── NonFiniteLoss (ArithmeticError)   training produced NaN or infinity; the batch was saved
+├── NonFiniteLoss (ArithmeticError)   training produced NaN or infinity; the batch was saved
+├── OutOfMemory (RuntimeError)        a step did not fit into the device's memory
+└── SavingError (OSError)             a checkpoint, model or log could not be written
+
+Interrupted (KeyboardInterrupt)       a signal ended the run; no QskdError, since nothing is wrong
 
 A message says what was given, what was expected and what to do.
 """
@@ -48,3 +52,24 @@ class PreflightError(QskdError, RuntimeError):
 
 class NonFiniteLoss(QskdError, ArithmeticError):
     """The training loss became NaN or infinite."""
+
+
+class OutOfMemory(QskdError, RuntimeError):
+    """A step needs more memory than the device has."""
+
+
+class SavingError(QskdError, OSError):
+    """Something of a run could not be written: the disk is full, or may not be written to."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, or the signal of a scheduler, ended the run.
+
+    Args:
+        message: what is kept, and how to go on.
+        signal: its number; the process leaves with 128 + this.
+    """
+
+    def __init__(self, message: str, signal: int = 2) -> None:
+        super().__init__(message)
+        self.signal = signal

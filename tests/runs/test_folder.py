@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from builders_runs import complete_checkpoint
 from qskd.cli.parsing import parse
 from qskd.errors import ConfigError
 from qskd.runs.folder import RunFolder, changed_options, environment
@@ -14,10 +15,9 @@ from qskd.trainer import DistillationConfig
 
 
 def checkpoint(folder: Path, step: int, *, complete: bool = True) -> Path:
-    made = folder / "checkpoints" / f"checkpoint-{step}"
-    made.mkdir(parents=True)
-    if complete:
-        (made / "trainer_state.json").write_text("{}")
+    made = complete_checkpoint(folder / "checkpoints" / f"checkpoint-{step}", step)
+    if not complete:
+        (made / "trainer_state.json").unlink()
     return made
 
 

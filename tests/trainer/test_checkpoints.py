@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from builders_runs import complete_checkpoint
 from qskd.errors import CheckpointError
 from qskd.trainer import checkpoints
 from qskd.trainer.ema import ModelAverage
@@ -86,9 +87,9 @@ def test_the_identity_is_readable(tmp_path):
 
 def write(folder, *steps, complete=True):
     for step in steps:
-        (folder / f"checkpoint-{step}").mkdir(parents=True)
-        if complete:
-            (folder / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+        made = complete_checkpoint(folder / f"checkpoint-{step}", 1)
+        if not complete:
+            (made / "trainer_state.json").unlink()
 
 
 def test_the_latest_checkpoint_is_the_complete_one_of_the_greatest_step(tmp_path):
@@ -99,3 +100,49 @@ def test_the_latest_checkpoint_is_the_complete_one_of_the_greatest_step(tmp_path
     assert checkpoints.latest(tmp_path, before=100) == tmp_path / "checkpoint-10"
     assert checkpoints.latest(tmp_path, before=9) is None
     assert checkpoints.latest(tmp_path / "nowhere") is None
+
+
+PARTS = sorted(path for path in ("trainer_state.json", "identity.json", "distiller.safetensors", "average.safetensors"))
+STATES = ["optimizer.pt", "scheduler.pt", "rng_state.pth"]
+
+
+@pytest.mark.parametrize("name", PARTS + STATES)
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_torn_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, name, share):
+    """Cut off at any place, as by a copy that ended early."""
+    write(tmp_path, 4, 6)
+    torn = tmp_path / "checkpoint-6" / name
+    data = torn.read_bytes()
+    torn.write_bytes(data[: int(share * len(data))])
+    assert checkpoints.latest(tmp_path) == tmp_path / "checkpoint-4"
+    assert f"checkpoint-6 is passed over: it is no complete checkpoint, {name} is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("name", PARTS + STATES[:2])
+def test_a_checkpoint_that_lacks_a_file_is_passed_over(tmp_path, caplog, name):
+    write(tmp_path, 4, 6)
+    (tmp_path / "checkpoint-6" / name).unlink()
+    assert checkpoints.latest(tmp_path) == tmp_path / "checkpoint-4"
+    assert f"{name} is missing" in caplog.text
+
+
+def test_what_is_half_written_is_no_checkpoint_and_is_removed(tmp_path):
+    write(tmp_path, 4)
+    write(tmp_path / ".unfinished", 6)
+    complete_checkpoint(tmp_path / ".checkpoint-2.tmp", 2)  # on its way out
+    assert checkpoints.latest(tmp_path) == tmp_path / "checkpoint-4"
+    checkpoints.clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
+def test_the_oldest_go_but_neither_the_newest_nor_the_best(tmp_path):
+    write(tmp_path, 2, 4, 6, 8, 10)
+    best, newest = str(tmp_path / "checkpoint-4"), tmp_path / "checkpoint-6"  # run again from checkpoint-4
+    checkpoints.rotate(tmp_path, None, newest, best)
+    assert len(list(tmp_path.iterdir())) == 5
+    checkpoints.rotate(tmp_path, 3, newest, best)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-6", "checkpoint-10"}
+    checkpoints.rotate(tmp_path, 1, newest, best)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-6"}
+    checkpoints.rotate(tmp_path, 1, newest, None)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-6"}

@@ -63,16 +63,18 @@ def _run(arguments: Sequence[str] | None) -> int:
     from transformers.utils import logging
 
     from qskd.errors import QskdError
+    from qskd.runs.ending import terminated
 
     logging.disable_progress_bar()
     try:
-        return int(import_module(f"qskd.cli.{given[0]}").run(given[1:]))
+        with terminated():
+            return int(import_module(f"qskd.cli.{given[0]}").run(given[1:]))
     except QskdError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(f"{name}: {str(error) or 'interrupted'}", file=sys.stderr)
+        return 128 + getattr(error, "signal", 2)
 
 
 def usage() -> str:

@@ -32,15 +32,16 @@ class KeptDetections:
         rows = self.state.rows
         head = {"version": _VERSION, "class_names": self.class_names, "images": self.images}
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(
-            path,
-            head=np.array(json.dumps(head)),
-            image_ids=self.state.image_ids,
-            counts=self.state.counts.astype(np.uint16),
-            scores=rows[:, 0],
-            labels=rows[:, 1].astype(np.uint16),
-            boxes=rows[:, 2:],
-        )
+        with path.open("wb") as file:  # under a mere name, numpy would add .npz to it
+            np.savez_compressed(
+                file,
+                head=np.array(json.dumps(head)),
+                image_ids=self.state.image_ids,
+                counts=self.state.counts.astype(np.uint16),
+                scores=rows[:, 0],
+                labels=rows[:, 1].astype(np.uint16),
+                boxes=rows[:, 2:],
+            )
 
     @classmethod
     def load(cls, path: Path) -> "KeptDetections":

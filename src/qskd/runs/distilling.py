@@ -21,6 +21,7 @@ from qskd.models.loading import as_teacher, weights_fingerprint, with_class_name
 from qskd.models.processors import in_words
 from qskd.models.shaping import StudentShape
 from qskd.runs import building, preflight
+from qskd.runs.ending import ending
 from qskd.runs.evaluating import evaluate_keeping
 from qskd.runs.folder import RunFolder, changed_options
 from qskd.runs.options import DataOptions, MethodOptions, PairOptions
@@ -56,7 +57,8 @@ def distill(pair: PairOptions, data: DataOptions, method: MethodOptions, config:
     distillation = Distillation(
         folder, splits, size, student, config, data, options, began, teacher, label_map, settings, teacher_size, pair
     )
-    return distillation.start(resume, notes, check=method.preflight and resume is None, method=method.method)
+    with ending(folder):
+        return distillation.start(resume, notes, check=method.preflight and resume is None, method=method.method)
 
 
 def _check_unlabeled(pair: PairOptions) -> None:
@@ -205,8 +207,7 @@ class Distillation(Job):
                 self.config.eval_batch_size,
                 processes=self.config.distributed_state,
             )
-        if self.folder.is_main:
-            kept.save(self.folder.teacher_detections)
+        self.folder.save_detections(self.folder.teacher_detections, kept)
         return metrics
 
     def preflight(self, distiller: Distiller, teacher: TeacherSide, fingerprint: str) -> preflight.Preflight:

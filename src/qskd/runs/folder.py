@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -13,8 +13,11 @@ from typing import Any
 
 import yaml
 
-from qskd.errors import ConfigError
+from qskd.errors import ConfigError, SavingError
+from qskd.evaluation.kept import KeptDetections
+from qskd.files import whole_file
 from qskd.trainer import checkpoints
+from qskd.trainer.saving import recover
 
 _PATHS = frozenset(  # options that may name files or folders here
     [
@@ -91,7 +94,20 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise ConfigError(f"--output_dir {self.path} cannot be made ({error.strerror}).") from error
+            self._check_writable()
+            recover(self.path)
         return checkpoint
+
+    def _check_writable(self) -> None:
+        """Find out now what would else be found out at the first checkpoint."""
+        probe = self.path / ".writable.tmp"
+        try:
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"--output_dir {self.path} cannot be written to ({os.strerror(error.errno or 0)}). Give another folder."
+            ) from error
 
     def _checkpoint(self, resume: str | bool | None) -> Path | None:
         if resume in (None, False, "", "false", "False"):
@@ -101,12 +117,14 @@ class RunFolder:
             if found is None:
                 raise ConfigError(
                     f"There is no complete checkpoint in {self.path / 'checkpoints'} to resume from. "
-                    "Leave out --resume_from_checkpoint to start anew."
+                    "Leave out --resume_from_checkpoint to start anew, in another folder or without this one."
                 )
             return found
         given = Path(str(resume))
-        if not (given / "trainer_state.json").is_file():
-            raise ConfigError(f"{given} is not a complete checkpoint: it holds no trainer_state.json.")
+        if (damage := checkpoints.damage_of(given)) is not None:
+            raise ConfigError(
+                f"{given} is not a complete checkpoint: {damage}. Give another one, or `last` for the newest complete."
+            )
         return given
 
     def _refuse_other_run(self) -> None:
@@ -136,17 +154,35 @@ class RunFolder:
 
     def save_json(self, name: str, content: Any) -> None:
         """Write ``name`` below the folder."""
-        if not self.is_main:
-            return
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        if self.is_main:
+            text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+            self._write(self.path / name, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def save_detections(self, path: Path, found: KeptDetections) -> None:
+        """Write what a model found; ``path`` is ``detections`` or ``teacher_detections``."""
+        if self.is_main:
+            self._write(path, found.save)
 
     def save_config(self, command: str, options: Mapping[str, Any]) -> None:
         """Write options such that ``qskd <command> --config`` runs them again."""
         if self.is_main:
             text = yaml.safe_dump(dict(options), sort_keys=True, allow_unicode=True)
-            self.config.write_text(f"# qskd {command} --config {self.config.name}\n{text}", encoding="utf-8")
+            text = f"# qskd {command} --config {self.config.name}\n{text}"
+            self._write(self.config, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def _write(self, path: Path, write: Callable[[Path], Any]) -> None:
+        """A file whole or not at all.
+
+        Raises:
+            SavingError: it cannot be written.
+        """
+        try:
+            with whole_file(path) as fresh:
+                write(fresh)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            back = checkpoints.way_back(self.path / "checkpoints")
+            raise SavingError(f"{path} cannot be written ({reason}). {back}") from error
 
 
 def changed_options(*groups: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from qskd.models.adapter import DetrAdapter
 from qskd.models.loading import structure_fingerprint, with_class_names
 from qskd.models.processors import save_model
 from qskd.runs import building, picturing
+from qskd.runs.ending import ending
 from qskd.runs.evaluating import detections_on, evaluate_keeping
 from qskd.runs.folder import RunFolder, changed_options, environment
 from qskd.runs.options import DataOptions, ModelOptions
@@ -60,7 +61,8 @@ def train(model: ModelOptions, data: DataOptions, config: DistillationConfig) ->
     adapter = with_class_names(adapter, splits.class_names)
     size = building.choose_size(data, [adapter], [model.model])
     job = Job(folder, splits, size, adapter, config, data, changed_options(model, data, config), began)
-    return job.run(resume, kind="train", method="none", identity=job.identity(resume))
+    with ending(folder):
+        return job.run(resume, kind="train", method="none", identity=job.identity(resume))
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +210,7 @@ class Job:
                 processes=self.config.distributed_state,
             )
             self.folder.save_json("eval/val.json", metrics)
-            if self.folder.is_main:
-                found.save(self.folder.detections)
+            self.folder.save_detections(self.folder.detections, found)
         summary |= {"metrics": metrics, "cost": measured_cost(adapter, self.size)}
         self.folder.save_json("summary.json", summary)
         return RunResult(self.folder.path, kept, metrics, summary)

@@ -17,6 +17,7 @@ from transformers import (
 from transformers.trainer_callback import ProgressCallback
 
 from qskd.data.dataset import DetectionDataset
+from qskd.files import write_whole
 from qskd.trainer.ema import ModelAverage
 
 _HIDDEN = {"epoch", "step", "total_flos", "learning_rate"}
@@ -58,9 +59,9 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         """Keep only the entries up to the step that training starts from."""
         if state.is_world_process_zero and self.path.is_file():
-            entries = [_entry(line) for line in self.path.read_text().splitlines()]
+            entries = [_entry(line) for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines()]
             kept = [entry for entry in entries if entry and not _comes_again(entry, args, state)]
-            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+            write_whole(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
     def on_log(
         self,

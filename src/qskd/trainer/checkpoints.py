@@ -1,22 +1,32 @@
 """What a checkpoint of qskd holds beside the optimiser's, scheduler's and random states of the Trainer.
 
 ``distiller.safetensors`` (student and projections), ``average.safetensors`` (the moving average), ``identity.json``
-(what the run is: a resumed run must be the same).
+(what the run is: a resumed run must be the same), ``evaluation_due`` where the run stopped before it had measured.
 """
 
 import json
+import logging
+import zipfile
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
+from transformers.trainer_utils import sort_checkpoints
 
 from qskd.errors import CheckpointError
+from qskd.files import mend, remove
 from qskd.trainer.ema import ModelAverage
 
 DISTILLER = "distiller.safetensors"
 AVERAGE = "average.safetensors"
 IDENTITY = "identity.json"
+STATE = "trainer_state.json"
+EVALUATION_DUE = "evaluation_due"
+UNFINISHED = ".unfinished"  # checkpoints are written in here and then moved
+
+_log = logging.getLogger(__name__)
 
 
 def save(folder: Path, module: nn.Module, average: ModelAverage | None, identity: dict[str, Any]) -> None:
@@ -26,7 +36,7 @@ def save(folder: Path, module: nn.Module, average: ModelAverage | None, identity
     if average is not None:
         save_model(average.model, str(folder / AVERAGE), metadata={"updates": str(average.updates)})
     updates = average.updates if average is not None else 0
-    (folder / IDENTITY).write_text(json.dumps({**identity, "average_updates": updates}, indent=2))
+    (folder / IDENTITY).write_text(json.dumps({**identity, "average_updates": updates}, indent=2), encoding="utf-8")
 
 
 def load(folder: Path, module: nn.Module, average: ModelAverage | None, identity: dict[str, Any]) -> None:
@@ -68,7 +78,7 @@ def _incomplete(folder: Path, name: str) -> CheckpointError:
 
 
 def latest(folder: Path, before: int | None = None) -> Path | None:
-    """The newest complete ``checkpoint-<step>`` below ``folder``; the trainer's state is written last.
+    """The newest complete ``checkpoint-<step>`` below ``folder``; says which newer ones are not complete.
 
     Args:
         folder: need not exist.
@@ -77,7 +87,72 @@ def latest(folder: Path, before: int | None = None) -> Path | None:
     steps = [
         (int(path.name.rsplit("-", 1)[1]), path)
         for path in folder.glob("checkpoint-*")
-        if path.name.rsplit("-", 1)[1].isdigit() and (path / "trainer_state.json").is_file()
+        if path.is_dir() and path.name.rsplit("-", 1)[1].isdigit()
     ]
-    earlier = [(step, path) for step, path in steps if before is None or step < before]
-    return max(earlier)[1] if earlier else None
+    for _, path in sorted((step, path) for step, path in steps if before is None or step < before)[::-1]:
+        damage = damage_of(path)
+        if damage is None:
+            return path
+        _log.warning("%s is passed over: it is no complete checkpoint, %s.", path, damage)
+    return None
+
+
+def damage_of(folder: Path) -> str | None:
+    """What a checkpoint lacks, or None: a copy or a kill may have cut files off, whose ends are looked at."""
+    facts: dict[str, Any] = {}
+    for name in (STATE, IDENTITY):
+        try:
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except (OSError, ValueError, RecursionError):
+            return f"{name} is damaged"
+        if not isinstance(content, dict):
+            return f"{name} is damaged"
+        facts |= content
+    if "global_step" not in facts:
+        return f"{STATE} is damaged"
+    weights = [DISTILLER, *([AVERAGE] if facts.get("average_updates") else [])]
+    states = ["optimizer.pt", "scheduler.pt", *(path.name for path in folder.glob("*.pth"))]
+    for name in (*weights, *states):
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if not (_is_whole_safetensors if name in weights else zipfile.is_zipfile)(folder / name):
+            return f"{name} is damaged"
+    return None
+
+
+def _is_whole_safetensors(path: Path) -> bool:
+    try:
+        with safe_open(path, "pt"):  # compares the file's length with what its head promises
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
+def clear(folder: Path) -> None:
+    """Remove what an interrupted run left half written among its checkpoints."""
+    if (folder / UNFINISHED).is_dir():
+        remove(folder / UNFINISHED)
+    mend(folder, ["checkpoint-*", UNFINISHED])
+
+
+def rotate(folder: Path, limit: int | None, newest: Path, best: str | None) -> None:
+    """Remove the oldest checkpoints beyond a number, but neither the newest nor the one of the best step."""
+    if limit is None or limit <= 0:
+        return
+    found = [Path(path) for path in sort_checkpoints(str(folder), use_mtime=True)]
+    kept = {newest, Path(best)} & set(found) if best else {newest}
+    surplus = len(found) - max(limit, len(kept))
+    for path in [path for path in found if path not in kept][: max(surplus, 0)]:
+        remove(path)
+
+
+def way_back(folder: Path) -> str:
+    """What to tell somebody whose run has ended early: ``folder`` holds its checkpoints."""
+    last = latest(folder)
+    if last is None:
+        return "No checkpoint had been written yet: start anew."
+    return (
+        f"The last complete checkpoint is {last}: the same command with --resume_from_checkpoint last goes on from it."
+    )

@@ -1,7 +1,6 @@
 """DistillationTrainer: ``transformers.Trainer`` for a detector, with or without a teacher."""
 
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from accelerate.utils import broadcast, gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import Trainer, TrainerState
+from transformers import TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
@@ -23,11 +22,14 @@ from qskd.distiller import Distiller, StepTotals, TeacherSide, Teaching, Unlabel
 from qskd.errors import NonFiniteLoss
 from qskd.evaluation.coco_map import CocoEvaluator
 from qskd.evaluation.streaming import evaluate_detector
+from qskd.files import whole_folder
 from qskd.models.adapter import DetrAdapter
 from qskd.trainer import checkpoints
 from qskd.trainer.callbacks import AverageCallback, Console, DataEpoch, EarlyStopping, MetricsFile
 from qskd.trainer.config import DistillationConfig
 from qskd.trainer.ema import ModelAverage
+from qskd.trainer.interruptions import until
+from qskd.trainer.saving import BestBelongs, SafeTrainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class UnlabeledImages:
     detection: bool  # whether the student's detection loss sees them, see ``TeacherSide.label``
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(SafeTrainer):
     """Trains a detector plainly, or as the student of a teacher.
 
     Args:
@@ -119,6 +121,9 @@ class DistillationTrainer(Trainer):
             self.add_callback(AverageCallback(self.average, self.distiller.student))
         if self.args.early_stopping_patience > 0:
             self.add_callback(EarlyStopping(self.args.early_stopping_patience))
+        if self.save_student is not None:
+            self.add_callback(BestBelongs(self, self.run_folder / "best"))
+        self.add_callback(self.ending())
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> TrainOutput:
         """As the base class; a checkpoint at or beyond the last step is restored, and no step is added to it."""
@@ -128,6 +133,7 @@ class DistillationTrainer(Trainer):
             if reached.global_step >= self.args.steps_for(len(self.train_dataset)):
                 self.state = reached
                 self._load_from_checkpoint(str(resume_from_checkpoint))
+                self.settle(str(resume_from_checkpoint))
                 return TrainOutput(reached.global_step, math.nan, {})
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
 
@@ -138,6 +144,8 @@ class DistillationTrainer(Trainer):
     ) -> tuple[list[StepInput], int]:
         """Fetch one optimiser step's micro-batches, let the teacher see all of them, and sum the normalisers."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        if batches:
+            self.batch_shape = tuple(batches[0].pixels.shape)
         batches = [batch.to(device, non_blocking=True) for batch in batches]
         with self.accelerator.autocast():
             teachings = [self.teacher.teach(batch) if self.teacher else None for batch in batches]
@@ -302,9 +310,8 @@ class DistillationTrainer(Trainer):
         self._share_buffers()
         evaluator = CocoEvaluator(dataset.index.ground_truth(), dataset.index.category_ids)
         with self.accelerator.autocast():
-            result = evaluate_detector(
-                self.evaluated, self.get_eval_dataloader(dataset), evaluator, accelerator=self.accelerator
-            )
+            batches = until(self.asked_to_end, self.get_eval_dataloader(dataset))
+            result = evaluate_detector(self.evaluated, batches, evaluator, accelerator=self.accelerator)
         metrics = {
             f"{metric_key_prefix}_{name}": value for name, value in result.as_dict().items() if name != "per_class"
         }
@@ -342,17 +349,10 @@ class DistillationTrainer(Trainer):
         """Write the evaluated weights as ``<run>/<name>``, replacing it in one move."""
         if self.save_student is None or not self.args.should_save:
             return
-        target, fresh = self.run_folder / name, self.run_folder / f".{name}.tmp"
-        shutil.rmtree(fresh, ignore_errors=True)
-        self.save_student(self.evaluated, fresh)
-        shutil.rmtree(target, ignore_errors=True)
-        fresh.rename(target)
+        with self.told(), whole_folder(self.run_folder / name) as fresh:
+            self.save_student(self.evaluated, fresh)
 
     # ---- checkpoints -------------------------------------------------------------------------------------
-
-    def _get_output_dir(self, trial: Any) -> str:
-        """Checkpoints live in their own folder of the run."""
-        return str(self.run_folder / "checkpoints")
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write student, projections and average, not the teacher."""

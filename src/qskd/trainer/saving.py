@@ -1,0 +1,238 @@
+"""A ``Trainer`` whose runs survive: checkpoints whole or not at all, signals heeded, failures that say how to go on."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, TrainOutput
+
+from qskd.errors import DataError, Interrupted, OutOfMemory, SavingError
+from qskd.files import mend, put
+from qskd.trainer import checkpoints, failures
+from qskd.trainer.interruptions import EndAfterStep, EvaluationCut, Signals, is_whole, name_of
+
+KEPT = ("best", "last")  # models of a run folder
+
+
+def recover(run_folder: Path) -> None:
+    """Finish or undo what a killed run was writing."""
+    mend(run_folder, [*KEPT, "*.json", "*.jsonl", "*.yaml"])
+    mend(run_folder / "eval", ["*.json", "*.npz"])
+    checkpoints.clear(run_folder / "checkpoints")
+
+
+class SafeTrainer(Trainer):
+    """``transformers.Trainer`` with checkpoints that are moved to their place when they are complete.
+
+    Subclasses set ``run_folder`` and install ``ending`` after all other callbacks.
+    """
+
+    run_folder: Path
+    batch_shape: tuple[int, ...] | None = None  # [images, 3, H, W] of the newest micro-batch
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.signals = Signals()
+        self._owes_evaluation = False
+        self._evaluated_step = -1
+        self._destination: Path | None = None  # of checkpoints, while one is written
+
+    # ---- the way out -------------------------------------------------------------------------------------
+
+    def ending(self) -> TrainerCallback:
+        """The callback that heeds signals."""
+        return EndAfterStep(self.asked_to_end, self._owe, self._end)
+
+    def asked_to_end(self) -> bool:
+        """Whether a signal came, in any process; asked equally often in all of them."""
+        if self.accelerator.num_processes == 1:
+            return self.signals.received is not None
+        if self.signals.received is not None:
+            self.accelerator.set_trigger()
+        return bool(self.accelerator.check_trigger())
+
+    def _owe(self, is_due: bool) -> None:
+        self._owes_evaluation = is_due
+
+    def _end(self) -> NoReturn:
+        number = self.signals.received or 15  # another process's
+        raise Interrupted(f"ended by {name_of(number)} after step {self.state.global_step}. {self.way_back()}", number)
+
+    def way_back(self) -> str:
+        """How to go on with this run."""
+        return checkpoints.way_back(self.run_folder / "checkpoints")
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """What goes wrong within, said with what to do about it.
+
+        Raises:
+            SavingError: something could not be written.
+            OutOfMemory: the device's memory, or the machine's, is too small.
+            DataError: an image has gone, or turned unreadable.
+        """
+        try:
+            yield
+        except (SavingError, OutOfMemory):  # told already
+            raise
+        except DataError as error:
+            raise DataError(f"{failures.first_hand(error)} {self.way_back()}") from error
+        except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
+            if (reason := failures.why_not_written(error)) is not None:
+                raise SavingError(self._not_written(reason, error)) from error
+            if failures.is_no_memory(error):
+                raise OutOfMemory(self._no_memory()) from error
+            raise
+
+    def _not_written(self, reason: str, error: BaseException) -> str:
+        place = getattr(error, "filename", None) or self.run_folder
+        needed = failures.room(self.run_folder, self._checkpoint_size())
+        return f"{place}: {reason}. {needed} Mend that, and nothing is lost. {self.way_back()}"
+
+    def _checkpoint_size(self) -> int:
+        states = [self.model.state_dict(), *(self.optimizer.state.values() if self.optimizer is not None else ())]
+        average = getattr(self, "average", None)
+        states += [average.model.state_dict()] if average is not None else []
+        return sum(one.nbytes for state in states for one in state.values() if isinstance(one, torch.Tensor))
+
+    def _no_memory(self) -> str:
+        args, shape = self.args, self.batch_shape
+        load = failures.Load(
+            args.per_device_train_batch_size,
+            args.gradient_accumulation_steps,
+            None if shape is None else (shape[-2], shape[-1]),
+            args.bf16 or args.fp16,
+            args.device.type != "cpu",
+        )
+        where = "the machine's memory" if args.device.type == "cpu" else "the device's memory"
+        return (
+            f"Step {self.state.global_step + 1} does not fit into {where}{failures.memory_in_words(args.device)}: "
+            f"{load.in_words()}. {load.advice()} {self.way_back()}"
+        )
+
+    # ---- training ----------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> TrainOutput:
+        """As the base class; a signal ends it with a checkpoint.
+
+        Raises:
+            Interrupted: a signal came.
+            SavingError, OutOfMemory, DataError: see ``told``.
+        """
+        if self.args.should_save:
+            recover(self.run_folder)
+        with self.signals, self.told():
+            try:
+                return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+            except RuntimeError as error:
+                if self.signals.received is None or "DataLoader worker" not in str(error):
+                    raise
+                # The signal went to the processes that load images, too: no further step, this one is complete.
+                if self.accelerator.num_processes == 1:
+                    self._save_checkpoint(self.model, None)
+                self._end()
+
+    def _evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
+        """As the base class; when a signal comes, the checkpoint says that the evaluation is due."""
+        random_state = torch.get_rng_state()
+        try:
+            metrics: dict[str, float] = super()._evaluate(*args, **options)
+        except EvaluationCut:
+            torch.set_rng_state(random_state)  # a DataLoader has drawn its seed
+            if self.state.global_step > 0:
+                self._owe(True)
+                self._save_checkpoint(self.model, None)
+            self._end()
+        self._evaluated_step = self.state.global_step
+        return metrics
+
+    def settle(self, checkpoint: str) -> None:
+        """The evaluation that the run was to make when it was cut off."""
+        wanted = self.args.eval_strategy != IntervalStrategy.NO
+        if wanted and (Path(checkpoint) / checkpoints.EVALUATION_DUE).is_file():
+            metrics = self._evaluate(None, None)
+            self._determine_best_metric(metrics, None)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """As the base class, and then what is due: the evaluation sees the random state that it would have seen."""
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            self.settle(checkpoint)
+
+    # ---- checkpoints -------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Checkpoints live in their own folder of the run; one that is being written, in a hidden one of that."""
+        return str(self._destination or self.run_folder / "checkpoints")
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As the base class, complete or not at all; every process writes its random state."""
+        place = self.run_folder / "checkpoints"
+        name = f"checkpoint-{self.state.global_step}"
+        fresh = place / checkpoints.UNFINISHED
+        self._destination = fresh
+        try:
+            super()._save_checkpoint(model, trial)
+            self._destination = None
+            if self.args.should_save:
+                self._complete(fresh / name, place)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                put(fresh / name, place / name)
+                fresh.rmdir()
+                checkpoints.rotate(place, self.args.save_total_limit, place / name, self.state.best_model_checkpoint)
+        except BaseException:
+            if self.args.should_save:
+                checkpoints.clear(place)
+            raise
+        finally:
+            self._destination = None
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(place / name))
+
+    def _complete(self, fresh: Path, place: Path) -> None:
+        """Write what the base class could not know: where the best checkpoint will be, what is due."""
+        best = place / f"checkpoint-{self.state.best_global_step}"
+        is_there = best.is_dir() or self.state.best_global_step == self.state.global_step
+        if self.state.best_global_step and is_there:
+            self.state.best_model_checkpoint = str(best)
+        self.state.save_to_json(str(fresh / checkpoints.STATE))
+        at_end = self.args.eval_strategy == IntervalStrategy.EPOCH and is_whole(self.state.epoch)
+        if self._owes_evaluation or (at_end and self._evaluated_step != self.state.global_step):
+            (fresh / checkpoints.EVALUATION_DUE).touch()
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """As the base class, once the checkpoint is where it stays."""
+        if self._destination is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+
+class BestBelongs(TrainerCallback):
+    """Begins anew with the best AP where ``best/`` is not there: in another folder than the run was started in.
+
+    Args:
+        trainer: asked for its processes; the first one looks.
+        best: the folder of the best weights.
+    """
+
+    def __init__(self, trainer: Trainer, best: Path) -> None:
+        self.trainer = trainer
+        self.best = best
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look whether what the checkpoint calls best is there."""
+        if state.best_metric is None:
+            return
+        is_there = [self.best.is_dir()]
+        if self.trainer.accelerator.num_processes > 1:
+            broadcast_object_list(is_there)
+        if not is_there[0]:
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None

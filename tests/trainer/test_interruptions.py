@@ -1,0 +1,155 @@
+"""Ctrl-C and SIGTERM during a training: a checkpoint, a message, and a resumed run that is the uninterrupted one."""
+
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from builders_runs import entries_of
+from builders_trainer import adapter_of, trainer_of
+from qskd.errors import Interrupted
+from qskd.trainer import checkpoints, interruptions
+
+EVERY_2 = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 4}
+
+
+class Signal(TrainerCallback):
+    """Sends this process signals when a step begins."""
+
+    def __init__(self, step, *numbers):
+        self.step, self.numbers = step, numbers
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step + 1 == self.step:
+            for number in self.numbers:
+                os.kill(os.getpid(), number)
+
+
+def build(folder, scenes, **options):
+    given = {"max_steps": 6, "lr_scheduler_type": "cosine", "ema_decay": 0.9, **EVERY_2} | options
+    return trainer_of(folder, scenes, adapter_of("detr", dropout=0.1), **given)
+
+
+def weights(trainer):
+    return {name: tensor.clone() for name, tensor in trainer.distiller.state_dict().items()}
+
+
+def assert_goes_on(folder, scenes, whole, **options):
+    """The resumed run has the weights and the log of the whole one."""
+    torch.manual_seed(99)
+    resumed = build(folder, scenes, **options)
+    resumed.train(resume_from_checkpoint=str(checkpoints.latest(folder / "checkpoints")))
+    wanted = weights(whole)
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in weights(resumed).items())
+    for key in ("loss", "eval_AP"):
+        assert entries_of(folder, key) == entries_of(whole.run_folder, key), key
+    assert resumed.state.best_global_step == whole.state.best_global_step
+    assert load_file(folder / "best/model.safetensors").keys()
+    return resumed
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+@pytest.mark.parametrize("step", [3, 4], ids=["between-evaluations", "where-one-is-due"])
+def test_a_signal_ends_a_run_after_its_step_with_a_checkpoint(tmp_path, scenes, number, name, step):
+    whole = build(tmp_path / "whole", scenes)
+    whole.train()
+    before = signal.getsignal(number)
+    cut = build(tmp_path / "cut", scenes)
+    cut.add_callback(Signal(step, number))
+    with pytest.raises(Interrupted, match=f"ended by {name} after step {step}") as caught:
+        cut.train()
+    assert signal.getsignal(number) is before
+    assert caught.value.signal == number
+    kept = tmp_path / "cut" / "checkpoints" / f"checkpoint-{step}"
+    assert f"The last complete checkpoint is {kept}" in str(caught.value)
+    assert "--resume_from_checkpoint last" in str(caught.value)
+    assert (kept / "evaluation_due").is_file() is (step == 4)
+    assert_goes_on(tmp_path / "cut", scenes, whole)
+
+
+def test_a_signal_at_the_end_of_an_epoch_leaves_its_evaluation_to_the_resumed_run(tmp_path, scenes):
+    options = {"eval_strategy": "epoch", "save_strategy": "epoch"}  # 16 images, 4 a step
+    whole = build(tmp_path / "whole", scenes, **options)
+    whole.train()
+    cut = build(tmp_path / "cut", scenes, **options)
+    cut.add_callback(Signal(4, signal.SIGTERM))
+    with pytest.raises(Interrupted, match="after step 4"):
+        cut.train()
+    assert entries_of(tmp_path / "cut", "eval_AP") == []
+    assert_goes_on(tmp_path / "cut", scenes, whole, **options)
+
+
+@pytest.mark.parametrize("step", [4, 6], ids=["amid", "after-the-last-step"])
+def test_a_signal_during_an_evaluation_leaves_it_to_the_resumed_run(tmp_path, scenes, monkeypatch, step):
+    whole = build(tmp_path / "whole", scenes)
+    whole.train()
+    cut = build(tmp_path / "cut", scenes, per_device_eval_batch_size=2)
+
+    def signalled(asked, batches):
+        for place, batch in enumerate(interruptions_until(asked, batches)):
+            if place == 1 and cut.state.global_step == step:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    interruptions_until = interruptions.until
+    monkeypatch.setattr("qskd.trainer.trainer.until", signalled)
+    with pytest.raises(Interrupted, match=f"ended by Ctrl-C after step {step}"):
+        cut.train()
+    monkeypatch.undo()
+    assert checkpoints.latest(tmp_path / "cut" / "checkpoints").name == f"checkpoint-{step}"
+    assert_goes_on(tmp_path / "cut", scenes, whole)
+
+
+def test_a_second_ctrl_c_leaves_at_once_and_the_last_checkpoint_stays(tmp_path, scenes, capfd):
+    trainer = build(tmp_path, scenes)
+    trainer.add_callback(Signal(5, signal.SIGINT, signal.SIGINT))
+    with pytest.raises(Interrupted, match="left at once"):
+        trainer.train()
+    assert trainer.state.global_step == 4
+    assert checkpoints.latest(tmp_path / "checkpoints").name == "checkpoint-4"
+    assert "Ctrl-C leaves at once" in capfd.readouterr().err
+
+
+def test_a_scheduler_that_repeats_itself_gets_one_checkpoint(tmp_path, scenes):
+    trainer = build(tmp_path, scenes)
+    trainer.add_callback(Signal(3, signal.SIGTERM, signal.SIGTERM, signal.SIGTERM))
+    with pytest.raises(Interrupted, match="SIGTERM after step 3"):
+        trainer.train()
+
+
+def test_a_signal_that_kills_the_loading_processes_too_loses_no_step(tmp_path, scenes):
+    """As a scheduler sends it, to every process of a job."""
+    whole = build(tmp_path / "whole", scenes)
+    whole.train()
+    cut = build(tmp_path / "cut", scenes, dataloader_num_workers=1)
+
+    class ToAll(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                children = torch.multiprocessing.active_children()
+                assert children
+                for child in children:
+                    os.kill(child.pid, signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    cut.add_callback(ToAll())
+    with pytest.raises(Interrupted, match="SIGTERM after step"):
+        cut.train()
+    assert checkpoints.latest(tmp_path / "cut" / "checkpoints").name in ("checkpoint-3", "checkpoint-4")
+    assert_goes_on(tmp_path / "cut", scenes, whole)
+
+
+def test_a_signal_before_the_first_step_leaves_no_checkpoint(tmp_path, scenes, monkeypatch):
+    trainer = build(tmp_path, scenes, eval_on_start=True)
+    measured = trainer.get_eval_dataloader
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return measured(*arguments)
+
+    monkeypatch.setattr(trainer, "get_eval_dataloader", signalled)
+    with pytest.raises(Interrupted, match=r"after step 0\. No checkpoint had been written yet"):
+        trainer.train()
