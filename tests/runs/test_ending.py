@@ -16,6 +16,14 @@ from qskd.runs import distilling, training
 SAVED = {"save_strategy": "steps", "save_steps": 2}
 
 
+@pytest.fixture(autouse=True)
+def _heeded_signals():
+    """Ctrl-C as in a terminal: what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def flags(options):
     return [f"--{name}={value}" for name, value in options.items()]
 
