@@ -102,3 +102,13 @@ def test_the_module_is_the_command_and_help_imports_no_torch():
     unknown = python("-m", "qskd", "distil")
     assert unknown.returncode == 2
     assert "unknown command 'distil'" in unknown.stderr
+
+
+@pytest.mark.parametrize("command", ["predict", "inspect", "compare", "check", "split", "demo"])
+def test_commands_that_several_processes_would_only_repeat_are_refused_under_a_launcher(capsys, monkeypatch, command):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert main([command, "anything"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"qskd {command} (process 1 of 2): works in one process")
+    assert "torchrun" in told

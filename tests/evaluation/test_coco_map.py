@@ -45,6 +45,14 @@ def test_all_twelve_numbers_equal_pycocotools(seed, images, classes, most):
     assert twelve(evaluate(truth, found)) == pytest.approx(expected.stats.tolist(), abs=1e-9)
 
 
+@pytest.mark.parametrize("at_once", [1, 40])
+def test_classes_evaluated_in_groups_give_the_same_numbers(monkeypatch, at_once):
+    truth, found = random_scene(3, images=12, classes=5, most=9)
+    whole = evaluate(truth, found)
+    monkeypatch.setattr("qskd.evaluation.coco_map._AT_ONCE", at_once)
+    assert evaluate(truth, found) == whole
+
+
 def test_average_precision_by_class_equals_pycocotools():
     truth, found = random_scene(3, 8, 4, 12)
     truth["categories"].append({"id": 5, "name": "never seen"})

@@ -190,6 +190,10 @@ def test_a_run_learns_from_both_and_a_resumed_one_goes_on_alike(folder, scenes, 
         rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
         return {row["step"]: row["loss"] for row in rows if "loss" in row and "grad_norm" in row}
 
+    # As many images a step, in other portions: the same run, and it is over already.
+    portions = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    finished = options(tmp_path / "portions", scenes, folder, resume_from_checkpoint=str(checkpoint), **common)
+    assert qskd.distill(**(finished | portions)).summary["steps"] == 2
     assert losses(whole)[1] != losses(plain)[1]
     assert losses(again)[4] == pytest.approx(losses(whole)[4], rel=1e-5)
 
