@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import criterion
 import start_up
+import step_memory
 import training_and_evaluation as work
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
@@ -52,6 +53,8 @@ ROWS: list[Row] = [
     Row("criterion, growth exponent, 30 to 60 objects", criterion.growth_with_objects, 0.4, "low", ""),
     Row("criterion, growth exponent, 1600 to 12996 tokens", criterion.growth_with_tokens, 0.5, "low", ""),
     Row("attention of 60 of 300 queries: whole map / qskd", criterion.attention_of_selected, 1.5, "high", "x"),
+    Row("distillation step, peak memory: whole / student + teacher", step_memory.distillation_step, 1.0, "low", "x"),
+    Row("evaluation of 5000 images, growth of memory", step_memory.evaluation, 150, "low", "MB"),
     Row("COCO evaluation: pycocotools / qskd", work.coco_evaluation, 4, "high", "x"),
     Row("data loading, 640 px, full augmentation, one thread", work.data_loading, 250, "high", "images/s"),
     Row("import qskd, beyond python itself", start_up.import_seconds, 0.5, "low", "s"),
