@@ -10,6 +10,9 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 
 @contextmanager
@@ -105,3 +108,24 @@ def _sync(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: a few lines of them can stand for billions of values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias (*name), which no file of qskd has")
+        return super().compose_node(parent, index)
+
+
+def plain_yaml(text: str) -> Any:
+    """The plain values of a YAML text.
+
+    Raises:
+        yaml.YAMLError: it is none, has aliases, or is nested without end.
+    """
+    try:
+        return yaml.load(text, Loader=_PlainLoader)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error

@@ -109,7 +109,7 @@ def _read_yaml(path: Path) -> dict[str, tuple[Any, Any]]:
         texts, values = yaml.load(content, yaml.BaseLoader), yaml.safe_load(content)
     except OSError as error:
         raise ConfigError(f"--config {path} cannot be read ({error.strerror}).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"--config {path} is not YAML: {error}") from error
     if values is None:
         return {}

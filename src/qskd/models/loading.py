@@ -109,7 +109,7 @@ def read_config(source: str, trust_remote_code: bool = False) -> Any:
     """
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, StrictDataclassError) as error:
+    except (OSError, ValueError, StrictDataclassError, RecursionError) as error:
         raise _unloadable(source, error) from error
 
 
@@ -228,7 +228,7 @@ def as_config(config: PreTrainedConfig | Mapping[str, Any] | str | Path) -> Any:
         raise ConfigError(f"{path} is no file. Give a JSON file with the fields of a model configuration.")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no JSON: {error}") from error
     if not isinstance(fields, dict):
         raise ConfigError(f"{path} holds a {type(fields).__name__}, expected an object of configuration fields.")

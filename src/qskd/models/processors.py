@@ -1,6 +1,8 @@
 """What stands beside a model's weights: pixel normalisation, image processor, model card."""
 
+import html
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,7 +72,7 @@ def pixel_norm_of(name_or_path: str | Path, config: Any) -> PixelNorm:
 def _settings(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no JSON ({error}). Copy it again, or remove it.") from error
     return content if isinstance(content, dict) else {}
 
@@ -213,10 +215,16 @@ def _card(adapter: DetrAdapter, size: ImageSize, extra: str) -> str:
         classes=len(names),
         millions=sum(parameter.numel() for parameter in adapter.model.parameters()) / 1e6,
         size=in_words(size),
-        names=", ".join(names[index] for index in sorted(names)),
+        names=", ".join(_plain(names[index]) for index in sorted(names)),
         folder="path/to/this/folder",
     )
     return f"{text}\n{extra.strip()}\n" if extra.strip() else text
+
+
+def _plain(name: str) -> str:
+    """A class name as one line of Markdown in which nothing of it is markup."""
+    text = html.escape("".join(letter if letter.isprintable() else " " for letter in name), quote=False)
+    return re.sub(r"([\\`*_\[\]|~#!$])", r"\\\1", text)
 
 
 def in_words(size: ImageSize) -> str:

@@ -182,6 +182,7 @@ def page_environment() -> Environment:
         loader=PackageLoader("qskd.reporting"),
         autoescape=lambda name: name is not None and ".html" in name,
         undefined=StrictUndefined,
+        finalize=_in_order,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -204,6 +205,14 @@ def page_environment() -> Environment:
     return environment
 
 
+_BIDI = dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C))
+
+
+def _in_order(value: Any) -> Any:
+    """A value without the letters that turn what stands around it about."""
+    return value.translate(_BIDI) if type(value) is str else value
+
+
 def _signed(value: float | None) -> str:
     shown = tables.signed_percent(value)
     return shown if shown == "-" else shown.replace("-", "\N{MINUS SIGN}")
@@ -216,7 +225,7 @@ def _sign(value: float | None) -> str:
 
 def markdown_text(value: object) -> str:
     """Any text as one line of Markdown in which nothing of it is markup, not even inside of a table."""
-    text = " ".join(str(value).split())
+    text = " ".join(str(_in_order(value)).split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join(f"\\{letter}" if letter in "\\`*_[]|~#!$" else letter for letter in text)
 

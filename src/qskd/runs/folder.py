@@ -36,6 +36,13 @@ _PATHS = frozenset(  # options that may name files or folders here
 _KEPT = ("checkpoints", "best", "last", "summary.json")  # what a run leaves behind that is worth something
 
 
+class _NoAliases(yaml.SafeDumper):
+    """Writes a list that stands in two places twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """``config.yaml``, ``checkpoints/``, ``best/``, ``last/``, ``metrics.jsonl``, ``eval/``, ``summary.json``, ..."""
@@ -166,7 +173,7 @@ class RunFolder:
     def save_config(self, command: str, options: Mapping[str, Any]) -> None:
         """Write options such that ``qskd <command> --config`` runs them again."""
         if self.is_main:
-            text = yaml.safe_dump(dict(options), sort_keys=True, allow_unicode=True)
+            text = yaml.dump(dict(options), Dumper=_NoAliases, sort_keys=True, allow_unicode=True)
             text = f"# qskd {command} --config {self.config.name}\n{text}"
             self._write(self.config, lambda path: path.write_text(text, encoding="utf-8"))
 

@@ -15,6 +15,7 @@ from qskd import __version__
 from qskd.data.videos import require_av
 from qskd.errors import ConfigError, DataError
 from qskd.evaluation.predictor import AdapterPredictor, Predictor
+from qskd.files import plain_yaml
 from qskd.labels import LabelMap, match_names, normalise
 from qskd.models.loading import BoxFrame
 from qskd.runs import building
@@ -168,7 +169,7 @@ def _model_of(source: str) -> tuple[str, BoxFrame]:
     if (folder.path / "config.json").is_file() or not folder.model().is_dir():
         return source, "content"
     try:
-        options = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+        options = plain_yaml(folder.config.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         options = None
     is_canvas = isinstance(options, dict) and options.get("box_frame") == "canvas"

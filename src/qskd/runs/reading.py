@@ -12,6 +12,7 @@ import yaml
 from qskd.data.formats.coco import CocoSource
 from qskd.data.sources import open_source
 from qskd.errors import ConfigError, DataError, QskdError
+from qskd.files import plain_yaml
 from qskd.models.loading import weights_fingerprint
 from qskd.reporting.records import RunRecord
 from qskd.runs import building
@@ -54,7 +55,7 @@ def _read(folder: RunFolder, name: str) -> RunRecord:
         raise _not_a_run(folder.path)
     try:
         summary = json.loads(folder.summary.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{folder.summary} is not JSON ({error}): the file is damaged, run it again.") from error
     if not isinstance(summary, dict):
         raise ConfigError(f"{folder.summary} holds no summary of a run.")
@@ -89,10 +90,10 @@ def _not_a_run(path: Path) -> ConfigError:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = plain_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     return content if isinstance(content, dict) else {}
 
@@ -101,10 +102,10 @@ def _log(path: Path) -> Iterator[dict[str, Any]]:
     """The entries of a metrics file; a line cut off by a crash is left out."""
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict):
             yield entry

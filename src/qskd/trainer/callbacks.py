@@ -132,7 +132,7 @@ def _entry(line: str) -> dict[str, Any]:
     """An entry of the log; empty where a crash cut the line off."""
     try:
         content = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NoReturn
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, TrainOutput
 
-from qskd.errors import DataError, Interrupted, OutOfMemory, SavingError
+from qskd.errors import CheckpointError, DataError, Interrupted, OutOfMemory, SavingError
 from qskd.files import mend, put
 from qskd.trainer import checkpoints, failures
 from qskd.trainer.interruptions import EndAfterStep, EvaluationCut, Signals, is_whole, name_of
@@ -76,6 +77,7 @@ class SafeTrainer(Trainer):
             SavingError: something could not be written.
             OutOfMemory: the device's memory, or the machine's, is too small.
             DataError: an image has gone, or turned unreadable.
+            CheckpointError: a checkpoint holds other things than tensors and numbers, which are never loaded.
         """
         try:
             yield
@@ -83,6 +85,11 @@ class SafeTrainer(Trainer):
             raise
         except DataError as error:
             raise DataError(f"{failures.first_hand(error)} {self.way_back()}") from error
+        except UnpicklingError as error:
+            raise CheckpointError(
+                "A file of the checkpoint holds more than tensors and numbers, or is damaged, and was not loaded: "
+                f"{' '.join(str(error).split())[:300]} Resume from a checkpoint of your own."
+            ) from error
         except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
             if (reason := failures.why_not_written(error)) is not None:
                 raise SavingError(self._not_written(reason, error)) from error
@@ -187,6 +194,7 @@ class SafeTrainer(Trainer):
                 put(fresh / name, place / name)
                 fresh.rmdir()
                 checkpoints.rotate(place, self.args.save_total_limit, place / name, self.state.best_model_checkpoint)
+            self.accelerator.wait_for_everyone()  # none leaves, or names the last checkpoint, before it is there
         except BaseException:
             if self.args.should_save:
                 checkpoints.clear(place)

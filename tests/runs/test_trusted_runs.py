@@ -1,0 +1,93 @@
+"""Run folders, and what is written about them, may bear any name and come from anybody."""
+
+import json
+import re
+import time
+
+import pytest
+from PIL import Image
+
+import qskd
+from builders_reports import Page
+from builders_runs import edited, tiny_run
+from qskd.errors import ConfigError, QskdError
+from qskd.files import plain_yaml
+from qskd.runs.folder import RunFolder
+from qskd.runs.reading import _config, _log
+
+NAMES = ["../../out", "/tmp/out", "a/b", '<script>alert("x")</script>', "\u202egnp", "x\ny | `z`", "</script>"]
+BILLIONS = 'a0: &a0 ["x","x","x","x","x","x","x","x","x"]\n' + "".join(
+    f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
+
+
+def put(path, data):
+    path.write_bytes(data)
+    return path
+
+
+def renamed(content):
+    for category, name in zip(content["categories"], NAMES, strict=False):
+        category["name"] = name
+
+
+@pytest.mark.slow
+def test_names_lead_out_of_no_folder_and_into_no_markup(tmp_path, scenes, tiny_folders):
+    """One run with bad class names, its predictions, its inspection and its report."""
+    data = edited(scenes, tmp_path / "data", renamed, "train", "val")
+    run = tmp_path / "runs" / "<iframe onload=x>'\"&"
+    options = tiny_run(run, data, max_steps=1, eval_strategy="steps", eval_steps=1)
+    qskd.train(model=str(tiny_folders["detr_student"]), **options)
+    photo = tmp_path / "photos" / "<img src=x onerror=y>.png"
+    photo.parent.mkdir()
+    Image.new("RGB", (64, 64)).save(photo)
+    before = {path for path in tmp_path.rglob("*") if tmp_path / "out" not in path.parents}
+    qskd.predict(str(run), [str(photo.parent)], output_dir=str(tmp_path / "out" / "predicted"), threshold=0.0, top=3)
+    qskd.inspect(teacher=str(run / "best"), data=str(data), output_dir=str(tmp_path / "out" / "inspected"), images=2)
+    qskd.compare([str(run)], output_dir=str(tmp_path / "out" / "report"))
+    after = {path for path in tmp_path.rglob("*") if tmp_path / "out" not in path.parents}
+    assert after - before <= {tmp_path / "out"}
+    pages = sorted((tmp_path / "out").rglob("*.html"))
+    assert len(pages) >= 2
+    for path in pages:
+        page = Page(path.read_text("utf-8"))
+        assert not {"script", "iframe"} & set(page.tags)
+        assert all(address.startswith(("#", "data:image/")) for address in page.addresses)
+        assert not re.search(r"<[^<>]*\son\w+=", path.read_text("utf-8"))
+        assert "\u202e" not in path.read_text("utf-8")
+
+
+@pytest.mark.timeout(20)
+def test_a_few_lines_of_yaml_do_not_become_billions(tmp_path):
+    path = put(tmp_path / "config.yaml", BILLIONS.encode())
+    began = time.perf_counter()
+    with pytest.raises(ConfigError, match="alias"):
+        _config(path)
+    assert time.perf_counter() - began < 2
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("text", ["a: " + "[" * 50_000, "!!python/object/apply:os.mkdir [canary]", "{" * 20_000])
+def test_yaml_makes_plain_values_or_an_error(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="is not YAML"):
+        _config(put(tmp_path / "config.yaml", text.encode()))
+    assert not (tmp_path / "canary").exists()
+
+
+def test_what_a_run_writes_has_no_aliases(tmp_path):
+    shared = ["a", "b"]
+    RunFolder(tmp_path).save_config("train", {"one": shared, "two": shared})
+    assert plain_yaml((tmp_path / "config.yaml").read_text()) == {"one": shared, "two": shared}
+
+
+def test_a_log_cut_off_or_nested_without_end_is_read_as_far_as_it_goes(tmp_path):
+    lines = [json.dumps({"step": 1}), "[" * 100_000, '{"step": 2, "lo']
+    path = put(tmp_path / "metrics.jsonl", "\n".join(lines).encode() + b"\xff\xfe")
+    assert list(_log(path)) == [{"step": 1}]
+
+
+def test_a_summary_nested_without_end_is_refused(tmp_path):
+    put(tmp_path / "summary.json", b"[" * 200_000)
+    with pytest.raises(QskdError, match=r"summary\.json"):
+        qskd.compare([str(tmp_path)], output_dir=str(tmp_path / "report"))
