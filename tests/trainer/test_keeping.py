@@ -167,3 +167,12 @@ def test_keeping_replaces_what_was_kept_and_leaves_nothing_beside_it(tmp_path, s
     names = {path.name for path in (tmp_path / "best").iterdir()}
     assert names == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_batches_that_training_leaves_out_are_evaluated_nevertheless(tmp_path, scenes):
+    """6 validation images in batches of 4, 16 training images in batches of 6."""
+    options = {"per_device_train_batch_size": 6, "per_device_eval_batch_size": 4, "dataloader_drop_last": True}
+    trainer = trainer_of(tmp_path, scenes, adapter_of("detr"), max_steps=-1, num_train_epochs=2, **options)
+    assert trainer.evaluate()["eval_num_images"] == 6
+    assert trainer.args.steps_for(16) == 4
+    assert trainer.train().global_step == 4

@@ -129,7 +129,8 @@ class DistillationConfig(TrainingArguments):
         """Optimiser steps of a whole run on so many training images."""
         if self.max_steps > 0:
             return int(self.max_steps)
-        batches = math.ceil(images / (self.train_batch_size * self.world_size))
+        whole = math.floor if self.dataloader_drop_last else math.ceil
+        batches = max(whole(images / (self.train_batch_size * self.world_size)), 1)
         return math.ceil(self.num_train_epochs * math.ceil(batches / self.gradient_accumulation_steps))
 
     def _read_mappings(self) -> None:

@@ -298,6 +298,14 @@ class DistillationTrainer(SafeTrainer):
         adapter = self.distiller.adapter
         return adapter.rebind(self.average.model) if self.average is not None else adapter
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As the base class, with every image: ``dataloader_drop_last`` is about training."""
+        dropped, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = dropped
+
     def evaluate(
         self,
         eval_dataset: DetectionDataset | None = None,
