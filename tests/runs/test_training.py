@@ -15,6 +15,8 @@ from qskd.errors import CheckpointError, ConfigError, DataError, NonFiniteLoss
 from qskd.evaluation.coco_map import CocoEvaluator
 from qskd.evaluation.kept import KeptDetections, images_digest
 from qskd.models.loading import load_model
+from qskd.runs.training import loading_processes
+from qskd.trainer import DistillationConfig
 
 STUDENT = Path(qskd.__file__).parent / "assets" / "demo_student.json"
 EVERY_STEP = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
@@ -233,3 +235,11 @@ def test_loading_processes_that_keep_images_outlive_an_epoch(scenes, tmp_path):
     # Of four steps; a new epoch of processes that stay draws one random number less, which denoising goes on from.
     assert losses(kept)[:4] == pytest.approx(losses(plain)[:4], rel=1e-5)
     assert len(losses(kept)) == 6
+
+
+def test_caches_of_all_processes_of_a_machine_are_counted(monkeypatch, tmp_path):
+    alone = DistillationConfig(output_dir=str(tmp_path), use_cpu=True)
+    assert loading_processes(alone) == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    alone.dataloader_num_workers = 3
+    assert loading_processes(alone) == 24
