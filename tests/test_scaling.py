@@ -54,6 +54,7 @@ def test_the_page_shows_the_table_that_the_script_prints(scaling, capsys):
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert [int(row[0]) for row in rows] == list(scaling.PROCESSES)
     shown = dict(re.findall(r"^\| ([\d,]+) \| ([\d.]+) s", PAGE, re.MULTILINE))
+    assert set(shown) == {f"{count:,}" for count in scaling.PROCESSES if count != 2}
     for row in rows:
         name = f"{int(row[0]):,}"
         assert name not in shown or float(row[1]) == pytest.approx(float(shown[name]), abs=6e-4)
