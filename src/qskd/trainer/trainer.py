@@ -1,6 +1,7 @@
 """DistillationTrainer: ``transformers.Trainer`` for a detector, with or without a teacher."""
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -316,6 +317,7 @@ class DistillationTrainer(SafeTrainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         self._refuse_broken_weights("nothing can be measured")
         self._share_buffers()
+        began = time.perf_counter()
         evaluator = CocoEvaluator(dataset.index.ground_truth(), dataset.index.category_ids)
         with self.accelerator.autocast():
             batches = until(self.asked_to_end, self.get_eval_dataloader(dataset))
@@ -323,7 +325,8 @@ class DistillationTrainer(SafeTrainer):
         metrics = {
             f"{metric_key_prefix}_{name}": value for name, value in result.as_dict().items() if name != "per_class"
         }
-        self.log({name: value for name, value in metrics.items() if value is not None})
+        timing = {f"{metric_key_prefix}_runtime": round(time.perf_counter() - began, 4)}
+        self.log({name: value for name, value in metrics.items() if value is not None} | timing)
         self._show_pictures()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -1,0 +1,168 @@
+"""Does distillation help? ``python benchmarks/accuracy.py``; docs/benchmarks.md says how to read it.
+
+Trains every cell of a grid (dataset x pair x method x seed) as a normal qskd run, goes on where an earlier call was
+stopped, and writes records (benchmarks/results/accuracy.json), tables (accuracy.md) and plots. AP is a fraction in
+[0, 1] in the records, in percent in tables and plots.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from accuracy_grid import Cell, Grid, filtered
+from accuracy_preparing import PARENT, find_data
+from accuracy_reading import read_grid
+from accuracy_records import read_records, write_records
+from accuracy_running import Runner, state_of
+from accuracy_tables import as_markdown, tables_of
+from accuracy_tasks import REPOSITORY, Task, Workplace, command_line
+from transformers.utils import logging
+
+from qskd.errors import QskdError
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "accuracy.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 when all that was asked for is done, 1 when not, 2 for bad input."""
+    options = _parser().parse_args(arguments)
+    logging.disable_progress_bar()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # runs are ended, never left behind
+    try:
+        return _run(options)
+    except QskdError as error:
+        print(f"accuracy: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("accuracy: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    place, cells, skipped = _open(options)
+    for name in skipped:
+        print(f"skipped {name}: where is it? --data {name}=FOLDER, or {PARENT}=FOLDER that holds {name}/")
+    trials = filtered(place.grid.search_cells(cells), []) if options.search else []
+    wanted = trials or cells
+    if options.redo and not options.summarise:
+        _forget_changed(place, wanted, options.list or options.dry_run)
+    tasks = place.tasks(wanted)
+    if options.list or options.dry_run:
+        show = _show_commands if options.dry_run else _show_states
+        show(tasks)
+        return 0
+    finished = True
+    if not options.summarise:
+        finished = Runner(tasks, options.jobs, options.minutes, _environment(options)).run()
+    _summarise(place, cells, options)
+    return 0 if finished else 1
+
+
+def _open(options: argparse.Namespace) -> tuple[Workplace, list[Cell], list[str]]:
+    """The workplace, the cells that were asked for, and the names of datasets that are nowhere."""
+    grid = read_grid(options.grid)
+    given = {name: Path(folder) for name, folder in map(_named, options.data)}
+    for name in given:
+        if name not in grid.datasets:
+            grid = grid.with_dataset(name, options.template)
+    data = {name: folder for name in grid.datasets if (folder := find_data(name, given)) is not None}
+    teachers = {name: Path(folder).resolve() for name, folder in map(_named, options.teacher)}
+    _check_teachers(grid, teachers)
+    place = Workplace(grid, options.runs.resolve(), data, teachers)
+    cells = grid.cells(options.only, options.seeds)
+    missing = list(dict.fromkeys(cell.dataset for cell in cells if place.missing_data(cell)))
+    return place, [cell for cell in cells if cell.dataset not in missing], missing
+
+
+def _check_teachers(grid: Grid, teachers: dict[str, Path]) -> None:
+    for name, folder in teachers.items():
+        dataset, _, pair = name.partition("/")
+        if dataset not in grid.datasets or (pair and pair not in grid.pairs):
+            raise QskdError(f"--teacher {name}=...: the grid has no such dataset or pair.")
+        if not (folder / "config.json").is_file():
+            raise QskdError(f"--teacher {name}={folder}: no config.json there; give a from_pretrained folder.")
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, sign, folder = text.partition("=")
+    if not sign or not name or not folder:
+        raise QskdError(f"'{text}' is no NAME=FOLDER.")
+    return name, folder
+
+
+def _forget_changed(place: Workplace, cells: Sequence[Cell], only_say: bool) -> None:
+    """Move runs aside that were made with other settings than the grid now says."""
+    for task in place.tasks(cells).values():
+        if task.command and state_of(task) == "changed":
+            aside = next(path for number in range(1, 1000) if not (path := Path(f"{task.folder}.old{number}")).exists())
+            print(f"{task.name}: settings have changed; to {aside.name}")
+            if not only_say:
+                task.folder.rename(aside)
+
+
+def _environment(options: argparse.Namespace) -> dict[str, str]:
+    threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
+    path = os.pathsep.join(filter(None, [str(REPOSITORY / "src"), os.environ.get("PYTHONPATH", "")]))
+    return {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+
+
+def _show_states(tasks: dict[str, Task]) -> None:
+    for name, task in tasks.items():
+        print(f"{state_of(task):<8} {name}")
+    print(f"{sum(task.done for task in tasks.values())} of {len(tasks)} done")
+
+
+def _show_commands(tasks: dict[str, Task]) -> None:
+    for name, task in tasks.items():
+        if not task.done:
+            print(f"# {name}" + ("" if task.command else ": prepared by the benchmark itself"))
+            if task.command:
+                print(shlex.join(command_line(task)))
+
+
+def _summarise(place: Workplace, cells: Sequence[Cell], options: argparse.Namespace) -> None:
+    from accuracy_plots import plot_all
+
+    everything = place.grid.cells(seeds=options.seeds) if options.seeds else place.grid.cells()
+    known = {cell.name: cell for cell in [*everything, *cells] if not place.missing_data(cell)}
+    records = read_records(place, known.values())
+    write_records(records, options.out)
+    tables = tables_of(records)
+    text = as_markdown(tables)
+    (place.runs / "accuracy.md").write_text(text, encoding="utf-8")
+    print(text)
+    for path in [options.out, place.runs / "accuracy.md", *plot_all(tables, place.runs)]:
+        print(f"written: {path}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="accuracy.py", description="Does distillation help? See docs/benchmarks.md.")
+    add = parser.add_argument
+    add("--grid", type=Path, default=HERE / "accuracy.yaml", metavar="FILE", help="what to train (accuracy.yaml)")
+    add("--runs", type=Path, default=Path("runs/accuracy"), metavar="DIR", help="where everything goes")
+    add("--out", type=Path, default=RESULTS, metavar="FILE", help="the records (benchmarks/results/accuracy.json)")
+    add("--only", nargs="+", default=[], metavar="TEXT", help="datasets, pairs, methods, seeds; of each kind any")
+    add("--seeds", nargs="+", type=int, metavar="N", help="instead of the grid's")
+    add("--data", nargs="+", default=[], metavar="NAME=FOLDER", help="where a dataset lies, also one of your own")
+    add("--template", metavar="NAME", help="whose settings a dataset of your own takes (the grid's template)")
+    add("--teacher", nargs="+", default=[], metavar="DATASET[/PAIR]=FOLDER", help="use a trained teacher")
+    add("--search", action="store_true", help="run the search on held-out training images instead of the cells")
+    add("--jobs", type=int, default=1, metavar="N", help="runs side by side (1)")
+    add("--threads", type=int, metavar="N", help="OMP_NUM_THREADS of each run (processors / jobs)")
+    add("--minutes", type=float, metavar="M", help="stop after so long; the same command goes on")
+    add("--redo", action="store_true", help="train cells again whose settings have changed")
+    add("--list", action="store_true", help="show what there is to do and how far it is")
+    add("--dry-run", action="store_true", help="print the commands of what is not done")
+    add("--summarise", action="store_true", help="records, tables and plots of what is done")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""What is to be trained: one YAML file as datasets, pairs, methods and the cells that they make, in order."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
+
+from qskd.errors import ConfigError
+
+BASELINE = "none"
+SWEEPS = "sweeps"  # in a block's methods: all of them
+_NAME = re.compile(r"(?P<base>[^\[\]/]+)(\[(?P<flags>[^\[\]/]*)\])?")
+
+Flags = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Images, and how long models of the benchmark train on them."""
+
+    name: str
+    drawn: Mapping[str, Any] | None = None  # arguments of ``draw_dataset``; None: a folder that somebody has
+    teacher_drawn: Mapping[str, Any] | None = None  # scenes of the teacher's own
+    teacher_start: str | None = None  # the dataset whose teacher this one's begins as
+    flags: Flags = field(default_factory=dict)
+    teacher_flags: Flags = field(default_factory=dict)
+    student_flags: Flags = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A teacher and a student."""
+
+    name: str
+    student: str  # configuration, a file of the repository
+    teacher: str | None = None  # configuration
+    trained: str | None = None  # a teacher that needs no training, instead
+    inherit_from: Mapping[str, str] = field(default_factory=dict)  # the teacher's part for one of the student's
+    teacher_flags: Flags = field(default_factory=dict)
+    student_flags: Flags = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What is done to a student."""
+
+    name: str
+    method: str | None = None  # of `qskd distill`; None trains without a teacher
+    inherits: bool = False  # whether it begins with the teacher's weights
+    flags: Flags = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The choice of one factor for every method, on a part of the training split."""
+
+    holdout: float
+    seed: int
+    factors: tuple[float, ...]
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One training of a student."""
+
+    dataset: str
+    pair: str
+    method: str
+    seed: int
+    curve: int = 0  # how often AP is measured during training
+    search: float | None = None  # the factor that this cell tries on the held-out part
+
+    @property
+    def name(self) -> str:
+        """Where it lies, below the runs."""
+        room = "cells" if self.search is None else "search"
+        last = f"seed{self.seed}" if self.search is None else f"factor{self.search:g}"
+        return f"{room}/{self.dataset}/{self.pair}/{self.method}/{last}"
+
+    @property
+    def row(self) -> tuple[str, str]:
+        """What its AP can be compared within."""
+        return (self.dataset, self.pair)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A part of the grid: every dataset with every pair, method and seed."""
+
+    datasets: tuple[str, ...]
+    pairs: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    curve: int = 0
+    headline: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The whole file."""
+
+    datasets: Mapping[str, Dataset]
+    pairs: Mapping[str, Pair]
+    methods: Mapping[str, Method]
+    sweeps: tuple[str, ...]  # names of methods
+    blocks: tuple[Block, ...]
+    search: Search | None
+    template: str | None
+    flags: Flags
+    teacher_flags: Flags
+    student_flags: Flags
+
+    def method(self, name: str) -> Method:
+        """A method by its name, flags in brackets included: ``qskd[selection_cap=3]``.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        found = _NAME.fullmatch(name)
+        if found is None or found["base"] not in self.methods:
+            raise ConfigError(f"There is no method '{name}' in the grid. Methods: {', '.join(self.methods)}.")
+        base = self.methods[found["base"]]
+        pairs = [pair.partition("=") for pair in (found["flags"] or "").split(",") if pair]
+        flags = {flag.strip(): value.strip() for flag, _, value in pairs}
+        return replace(base, name=name, flags={**base.flags, **flags})
+
+    def cells(self, only: Sequence[str] = (), seeds: Sequence[int] | None = None) -> list[Cell]:
+        """Every cell once, in the order of the file's blocks; within a block seed by seed, then dataset by dataset.
+
+        Args:
+            only: keep cells whose dataset, pair, method or seed is among these; of several kinds, all must be met.
+            seeds: instead of those of the file.
+        """
+        found: dict[str, Cell] = {}
+        for block in self.blocks:
+            for seed, dataset, pair, method in product(
+                seeds if seeds is not None else block.seeds, block.datasets, block.pairs, self._expanded(block.methods)
+            ):
+                cell = Cell(dataset, pair, method, seed, block.curve)
+                found.setdefault(cell.name, cell)
+        return filtered(list(found.values()), only)
+
+    def search_cells(self, cells: Iterable[Cell]) -> list[Cell]:
+        """The trials that choose the factors of these cells' methods."""
+        if self.search is None:
+            return []
+        rows = dict.fromkeys((cell.dataset, cell.pair, self.searched_as(cell.method)) for cell in cells)
+        return [
+            Cell(dataset, pair, method, self.search.seed, search=factor)
+            for dataset, pair, method in rows
+            for factor in self.search.factors
+            if method in self.search.methods
+        ]
+
+    def searched_as(self, method: str) -> str:
+        """The method whose search a method shares: that without the flags in brackets."""
+        return method.partition("[")[0]
+
+    def with_dataset(self, name: str, template: str | None = None) -> "Grid":
+        """With one more dataset, trained as another one is, in the headline blocks.
+
+        Raises:
+            ConfigError: there is no such template.
+        """
+        template = template or self.template
+        if template not in self.datasets:
+            raise ConfigError(f"'{name}' is no dataset of the grid, and its template '{template}' is none either.")
+        new = replace(self.datasets[template], name=name, drawn=None, teacher_drawn=None)
+        blocks = [
+            replace(block, datasets=(*block.datasets, name)) if block.headline else block for block in self.blocks
+        ]
+        return replace(self, datasets={**self.datasets, name: new}, blocks=tuple(blocks))
+
+    def _expanded(self, methods: Sequence[str]) -> list[str]:
+        return [name for method in methods for name in (self.sweeps if method == SWEEPS else (method,))]
+
+
+def filtered(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    """The cells that meet every kind of words among ``only``: datasets, pairs, methods, seeds.
+
+    Raises:
+        ConfigError: a word is none of these.
+    """
+    kinds: dict[str, set[str]] = {}
+    for word in only:
+        kind = next((kind for kind in ("dataset", "pair", "method", "seed") if word in _known(cells, kind)), None)
+        if kind is None:
+            raise ConfigError(f"--only {word}: no dataset, pair, method or seed of the grid is called so.")
+        kinds.setdefault(kind, set()).add(word)
+    return [cell for cell in cells if all(str(getattr(cell, kind)) in words for kind, words in kinds.items())]
+
+
+def _known(cells: Iterable[Cell], kind: str) -> set[str]:
+    return {str(getattr(cell, kind)) for cell in cells}

@@ -1,0 +1,266 @@
+"""Running tasks: several side by side, each behind what it needs, stopped in time and continued by the next call."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from accuracy_tasks import REPOSITORY, Task, command_line
+
+from qskd.trainer import checkpoints
+
+State = Literal["done", "changed", "begun", "failed", "open"]
+
+NOTES = "cell.json"  # beside a run: its command and how it went
+_LOG = "log.txt"
+_START_UP = 60.0  # seconds that a run should have at least
+_PATIENCE = 20.0  # seconds that a run that was told to stop is waited for
+_PAUSE = 0.5  # seconds between two looks at the running processes
+
+
+def state_of(task: Task) -> State:
+    """How far a task is; "changed" is done, but with other settings than the grid now says."""
+    notes = notes_of(task)
+    if task.done:
+        settings = task.facts.get("settings")
+        return "changed" if settings and notes.get("settings", settings) != settings else "done"
+    if notes.get("failed"):
+        return "failed"
+    return "begun" if notes else "open"
+
+
+def notes_of(task: Task) -> dict[str, Any]:
+    """What was written beside a run; empty where nothing was."""
+    path = task.folder / NOTES
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+@dataclass(slots=True)
+class Sitting:
+    """A running process."""
+
+    task: Task
+    process: subprocess.Popen[bytes]
+    from_step: int
+    began: float
+
+
+@dataclass(slots=True)
+class Runner:
+    """Runs tasks in their order.
+
+    Args:
+        tasks: by name, each behind those that it needs.
+        jobs: processes side by side.
+        minutes: after which nothing is left running; None for no limit.
+        environment: of the processes, beside our own.
+    """
+
+    tasks: Mapping[str, Task]
+    jobs: int = 1
+    minutes: float | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    failed: set[str] = field(default_factory=set)
+    _running: list[Sitting] = field(default_factory=list)
+    _began: float = field(default_factory=time.monotonic)
+
+    def run(self) -> bool:
+        """Run until all is done, nothing more can be, or time is up; whether all is done."""
+        try:
+            while self._step():
+                time.sleep(_PAUSE)
+        finally:
+            self._stop_all()
+        return all(task.done for task in self.tasks.values())
+
+    def _step(self) -> bool:
+        """Look at what runs and start what can be; whether there is more to wait for."""
+        self._collect()
+        if self._left() <= 0:
+            return False
+        while len(self._running) < self.jobs:
+            task = self._next()
+            if task is None:
+                break
+            self._start(task)
+        return bool(self._running)
+
+    def _next(self) -> Task | None:
+        """The first task that is neither done nor running nor waiting, and that there is time for."""
+        running = {sitting.task.name for sitting in self._running}
+        for name, task in self.tasks.items():
+            if task.done or name in running or name in self.failed:
+                continue
+            if any(need in self.failed for need in task.needs):
+                self.failed.add(name)
+                continue
+            if all(self.tasks[need].done for need in task.needs) and self._fits(task):
+                return task
+        return None
+
+    def _fits(self, task: Task) -> bool:
+        """Whether a task can finish in time, or could not within any call and goes on from its checkpoints."""
+        if self.minutes is None:
+            return True
+        needed = self.expected(task)
+        left = self._left()
+        if needed is None or needed > 60 * self.minutes:
+            return left > _START_UP
+        return needed <= left
+
+    def expected(self, task: Task) -> float | None:
+        """Seconds that a task will take, as others of its kind did; None where none is finished."""
+        kind = task.facts.get("kind")
+        taken = [
+            notes["seconds"]
+            for other in self.tasks.values()
+            if other.done and kind is not None and (notes := notes_of(other)).get("kind") == kind and "seconds" in notes
+        ]
+        return max(taken) * (1 - self._share_done(task)) if taken else None
+
+    def _share_done(self, task: Task) -> float:
+        checkpoint = checkpoints.latest(task.folder / "checkpoints") if task.command else None
+        steps = _option(task, "--max_steps")
+        return _step_of(checkpoint) / int(steps) if checkpoint is not None and steps is not None else 0.0
+
+    def _left(self) -> float:
+        if self.minutes is None:
+            return float("inf")
+        return 60 * self.minutes - _PATIENCE - (time.monotonic() - self._began)
+
+    # ---- one task ----------------------------------------------------------------------------------------
+
+    def _start(self, task: Task) -> None:
+        if task.make is not None:
+            _say(f"{task.name}: preparing")
+            task.product.parent.parent.mkdir(parents=True, exist_ok=True)
+            task.make()
+            return
+        checkpoint = checkpoints.latest(task.folder / "checkpoints")
+        if checkpoint is None:
+            shutil.rmtree(task.folder, ignore_errors=True)  # what an interrupted run left is worth nothing
+        task.folder.mkdir(parents=True, exist_ok=True)
+        step = _step_of(checkpoint)
+        self._note_start(task, step)
+        command = command_line(task) + (["--resume_from_checkpoint", "last"] if checkpoint is not None else [])
+        with (task.folder / _LOG).open("ab") as log:
+            process = subprocess.Popen(
+                command, cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **self.environment}
+            )
+        expected = self.expected(task)
+        about = f", about {expected / 60:.1f} min" if expected is not None else ""
+        _say(f"{task.name}: " + (f"going on from step {step}" if step else "begun") + about)
+        self._running.append(Sitting(task, process, step, time.monotonic()))
+
+    def _note_start(self, task: Task, step: int) -> None:
+        earlier = notes_of(task).get("sittings", [])
+        sitting = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "from_step": step}
+        notes = {
+            "commit": commit(),
+            "hardware": hardware(),
+            "jobs": self.jobs,
+            **task.facts,
+            "sittings": [*earlier, sitting],
+        }
+        _write(task, notes)
+
+    def _collect(self) -> None:
+        """Take in the processes that have ended."""
+        for sitting in [one for one in self._running if one.process.poll() is not None]:
+            self._running.remove(sitting)
+            self._note_end(sitting)
+            if sitting.process.returncode == 0 and sitting.task.done:
+                shutil.rmtree(sitting.task.folder / "checkpoints", ignore_errors=True)
+                _say(f"{sitting.task.name}: done in {(time.monotonic() - sitting.began) / 60:.1f} min")
+            else:
+                self._give_up(sitting)
+
+    def _give_up(self, sitting: Sitting) -> None:
+        task = sitting.task
+        self.failed.add(task.name)
+        _write(task, notes_of(task) | {"failed": sitting.process.returncode})
+        if sitting.from_step:  # whatever is wrong with these checkpoints, the next call begins anew
+            shutil.rmtree(task.folder / "checkpoints", ignore_errors=True)
+        lines = (task.folder / _LOG).read_text(errors="replace").strip().splitlines()
+        _say(f"{task.name}: FAILED (exit status {sitting.process.returncode}); {task.folder / _LOG} ends with")
+        _say("\n".join(f"    {line}" for line in lines[-4:]))
+
+    def _note_end(self, sitting: Sitting) -> None:
+        notes = notes_of(sitting.task)
+        sittings = notes.get("sittings") or [{}]
+        sittings[-1]["seconds"] = round(time.monotonic() - sitting.began, 1)
+        total = sum(one.get("seconds", 0.0) for one in sittings)
+        _write(sitting.task, notes | {"sittings": sittings, "seconds": round(total, 1)})
+
+    def _stop_all(self) -> None:
+        """End what still runs; checkpoints let the next call go on."""
+        for sitting in self._running:
+            sitting.process.terminate()
+        for sitting in self._running:
+            try:
+                sitting.process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                sitting.process.kill()
+                sitting.process.wait()
+            self._note_end(sitting)
+            _say(f"{sitting.task.name}: stopped, to be continued")
+        self._running.clear()
+
+
+@cache
+def commit() -> str:
+    """The repository's commit, with a plus where files differ from it."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+@cache
+def hardware() -> str:
+    """The accelerator's name, or the processor's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name(0))
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _option(task: Task, name: str) -> str | None:
+    return task.command[task.command.index(name) + 1] if name in task.command else None
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint is not None else 0
+
+
+def _write(task: Task, notes: Mapping[str, Any]) -> None:
+    fresh = task.folder / f".{NOTES}"
+    fresh.write_text(json.dumps(notes, indent=2) + "\n")
+    fresh.replace(task.folder / NOTES)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,275 @@
+"""From cells to commands: every cell, teacher, data set and start as a task, with the tasks that it waits for."""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import accuracy_preparing as preparing
+from accuracy_grid import BASELINE, Cell, Dataset, Grid, Method, Pair
+
+from qskd.errors import ConfigError
+from qskd.losses.presets import options_of, resolve
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+_WEIGHTS = ("lapd.weight", "agfd.weight")  # what a searched factor multiplies
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Something that is made once, by a qskd command or by a function."""
+
+    name: str
+    product: Path  # there when the task is done, written last
+    needs: tuple[str, ...] = ()  # names of tasks that come first
+    command: tuple[str, ...] = ()  # arguments of `python -m qskd`
+    make: Callable[[], None] | None = None  # instead of a command
+    facts: Mapping[str, Any] = field(default_factory=dict)  # kept beside the run
+
+    @property
+    def folder(self) -> Path:
+        """The run folder of a command."""
+        return self.product.parent
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.product.exists()
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """A grid, and where things lie.
+
+    Args:
+        grid: what is to be trained.
+        runs: where everything goes.
+        data: folders of data sets by name.
+        teachers: folders of trained teachers by "dataset/pair" or "dataset".
+    """
+
+    grid: Grid
+    runs: Path
+    data: Mapping[str, Path]
+    teachers: Mapping[str, Path]
+
+    def tasks(self, cells: Iterable[Cell]) -> dict[str, Task]:
+        """What the cells take, by name: each one behind what it needs, in the order of the cells."""
+        found: dict[str, Task] = {}
+        for cell in cells:
+            self._add(found, self.task(cell))
+        return found
+
+    def missing_data(self, cell: Cell) -> bool:
+        """Whether nobody said where the cell's data lie."""
+        wanted = [cell.dataset]
+        start = self.grid.datasets[cell.dataset].teacher_start
+        if start is not None and self._teacher_is_trained(cell.dataset, cell.pair):
+            wanted.append(start)
+        return any(self.grid.datasets[name].drawn is None and name not in self.data for name in wanted)
+
+    def _add(self, found: dict[str, Task], task: Task) -> None:
+        for name in task.needs:
+            if name not in found:
+                self._add(found, self._named(name))
+        found.setdefault(task.name, task)
+
+    def _named(self, name: str) -> Task:
+        """A task that others need, by its name."""
+        kind, dataset, *rest = name.split("/")
+        if kind == "data":
+            return self._drawing(self.grid.datasets[dataset])
+        if kind == "teacher_data":
+            return self._teacher_drawing(self.grid.datasets[dataset])
+        if kind == "holdout":
+            return self._holdout(self.grid.datasets[dataset])
+        if kind == "teachers":
+            return self._teacher(self.grid.datasets[dataset], self.grid.pairs[rest[0]])
+        return self._start(self.grid.datasets[dataset], self.grid.pairs[rest[0]], int(rest[1].removeprefix("seed")))
+
+    # ---- students ----------------------------------------------------------------------------------------
+
+    def task(self, cell: Cell) -> Task:
+        """The training of a cell."""
+        dataset, pair = self.grid.datasets[cell.dataset], self.grid.pairs[cell.pair]
+        method = self.grid.method(cell.method)
+        factor, searched = (cell.search, True) if cell.search is not None else self.chosen_factor(cell)
+        flags = self._flags(dataset, pair, "student") | self._curve(cell, dataset, pair) | dict(method.flags)
+        flags |= scaled(method, flags, factor)
+        data, needs = (
+            self._data(dataset)
+            if cell.search is None
+            else (self.runs / "holdout" / dataset.name, [f"holdout/{dataset.name}"])
+        )
+        student = str(_repository_file(pair.student))
+        if method.inherits:
+            start = f"starts/{dataset.name}/{pair.name}/seed{cell.seed}"
+            student, needs = str(self.runs / start), [*needs, start]
+        if method.method is None:
+            source = ["train", "--model", student]
+        else:
+            teacher, needed = self.teacher(dataset, pair)
+            needs = [*needs, *needed]
+            source = ["distill", "--method", method.method, "--teacher", str(teacher), "--student", student]
+        folder = self.runs / cell.name
+        command = (*source, "--data", str(data), *_as_flags(flags | {"seed": cell.seed}), "--output_dir", str(folder))
+        facts = {
+            "factor": factor,
+            "searched": searched and cell.search is None,
+            "kind": _kind(cell, method),
+            "settings": self._settings(command, str(data), dataset.name),
+        }
+        return Task(cell.name, folder / "summary.json", tuple(dict.fromkeys(needs)), command, facts=facts)
+
+    def _settings(self, command: Iterable[str], data: str, dataset: str) -> list[str]:
+        """A command as it would read on another machine."""
+        places = {data: dataset, str(self.runs): "RUNS", str(REPOSITORY): "."}
+        settings = list(command)
+        for path, word in places.items():
+            settings = [text.replace(path, word, 1) if text.startswith(path) else text for text in settings]
+        return settings
+
+    def steps(self, cell: Cell) -> int:
+        """Optimiser steps of a cell."""
+        return int(self._flags(self.grid.datasets[cell.dataset], self.grid.pairs[cell.pair], "student")["max_steps"])
+
+    def chosen_factor(self, cell: Cell) -> tuple[float, bool]:
+        """The factor that did best on the held-out part, and whether it was searched; 1 without a finished search."""
+        if self.grid.search is None:
+            return 1.0, False
+        tried = {
+            factor: preparing.ap_of(self.runs / Cell(**self._row(cell), search=factor).name)
+            for factor in self.grid.search.factors
+        }
+        known = {factor: ap for factor, ap in tried.items() if ap is not None}
+        if len(known) < len(tried):
+            return 1.0, False
+        return max(known, key=lambda factor: (known[factor], factor == 1.0)), True
+
+    def _row(self, cell: Cell) -> dict[str, Any]:
+        assert self.grid.search is not None
+        method = self.grid.searched_as(cell.method)
+        return {"dataset": cell.dataset, "pair": cell.pair, "method": method, "seed": self.grid.search.seed}
+
+    def _curve(self, cell: Cell, dataset: Dataset, pair: Pair) -> dict[str, Any]:
+        """Flags for a curve whose last point is the end of training."""
+        if not cell.curve or cell.search is not None:
+            return {}
+        steps = self.steps(cell)
+        if steps % cell.curve:
+            raise ConfigError(f"curve {cell.curve} does not divide the {steps} steps of {dataset.name}/{pair.name}.")
+        return {"eval_strategy": "steps", "eval_steps": steps // cell.curve}
+
+    # ---- teachers ----------------------------------------------------------------------------------------
+
+    def teacher(self, dataset: Dataset, pair: Pair) -> tuple[Path, list[str]]:
+        """The folder of a row's teacher, and the tasks that make it."""
+        given = self.teachers.get(f"{dataset.name}/{pair.name}", self.teachers.get(dataset.name))
+        if given is not None:
+            return given, []
+        if pair.trained is not None:
+            return _repository_file(pair.trained), []
+        return self.runs / "teachers" / dataset.name / pair.name / "last", [f"teachers/{dataset.name}/{pair.name}"]
+
+    def _teacher_is_trained(self, dataset: str, pair: str) -> bool:
+        return bool(self.teacher(self.grid.datasets[dataset], self.grid.pairs[pair])[1])
+
+    def _teacher(self, dataset: Dataset, pair: Pair) -> Task:
+        name = f"teachers/{dataset.name}/{pair.name}"
+        data, needs = self._data(dataset)
+        if dataset.teacher_drawn is not None:
+            data, needs = self.runs / "teacher_data" / dataset.name, [f"teacher_data/{dataset.name}"]
+        assert pair.teacher is not None
+        model = _repository_file(pair.teacher)
+        if dataset.teacher_start is not None:
+            model, needed = self.teacher(self.grid.datasets[dataset.teacher_start], pair)
+            needs = [*needs, *needed]
+        flags = _as_flags(self._flags(dataset, pair, "teacher"))
+        command = ("train", "--model", str(model), "--data", str(data), *flags, "--output_dir", str(self.runs / name))
+        kind = f"teacher {dataset.name} {pair.name}"
+        return Task(name, self.runs / name / "summary.json", tuple(needs), command, facts={"kind": kind})
+
+    def _start(self, dataset: Dataset, pair: Pair, seed: int) -> Task:
+        name = f"starts/{dataset.name}/{pair.name}/seed{seed}"
+        teacher, needs = self.teacher(dataset, pair)
+        student, folder = _repository_file(pair.student), self.runs / name
+        size = int(self._flags(dataset, pair, "student")["image_size"])
+        make = partial(preparing.inherit, student, teacher, pair.inherit_from, seed, size, folder)
+        return Task(name, folder / preparing.INHERITED, tuple(needs), make=make)
+
+    # ---- data --------------------------------------------------------------------------------------------
+
+    def _data(self, dataset: Dataset) -> tuple[Path, list[str]]:
+        if dataset.name in self.data:
+            return self.data[dataset.name], []
+        if dataset.drawn is None:
+            raise ConfigError(
+                f"Where is '{dataset.name}'? Give --data {dataset.name}=FOLDER, or set {preparing.PARENT} to the "
+                f"folder that holds a folder '{dataset.name}'."
+            )
+        return self.runs / "data" / dataset.name, [f"data/{dataset.name}"]
+
+    def _drawing(self, dataset: Dataset) -> Task:
+        folder = self.runs / "data" / dataset.name
+        return _drawing_task(f"data/{dataset.name}", folder, dataset.drawn or {})
+
+    def _teacher_drawing(self, dataset: Dataset) -> Task:
+        folder = self.runs / "teacher_data" / dataset.name
+        return _drawing_task(f"teacher_data/{dataset.name}", folder, dataset.teacher_drawn or {})
+
+    def _holdout(self, dataset: Dataset) -> Task:
+        assert self.grid.search is not None
+        data, needs = self._data(dataset)
+        folder = self.runs / "holdout" / dataset.name
+        make = partial(preparing.hold_out, data, folder, self.grid.search.holdout)
+        return Task(f"holdout/{dataset.name}", folder / preparing.LAST_WRITTEN, tuple(needs), make=make)
+
+    def _flags(self, dataset: Dataset, pair: Pair, who: str) -> dict[str, Any]:
+        parts = [self.grid.flags, dataset.flags]
+        parts += [getattr(place, f"{who}_flags") for place in (self.grid, dataset, pair)]
+        return {name: value for part in parts for name, value in part.items()}
+
+
+def scaled(method: Method, flags: Mapping[str, Any], factor: float | None) -> dict[str, Any]:
+    """The flags that a searched factor changes: the terms' weights, or without a teacher the learning rate."""
+    if factor is None or factor == 1.0:
+        return {}
+    if method.method is None:
+        return {"learning_rate": float(flags["learning_rate"]) * factor}
+    options = options_of(resolve(method.method))
+    weights = {name.replace(".", "_"): options[name] for name in _WEIGHTS}
+    return {name: float(flags.get(name, weight)) * factor for name, weight in weights.items()}
+
+
+def _kind(cell: Cell, method: Method) -> str:
+    """What cells take about as long: the same data, pair, and the same terms."""
+    how = "plain" if method.method is None else cell.method
+    return f"{cell.dataset} {cell.pair} {how}{' search' if cell.search is not None else ''}"
+
+
+def _drawing_task(name: str, folder: Path, recipe: Mapping[str, Any]) -> Task:
+    return Task(name, folder / preparing.LAST_WRITTEN, make=partial(preparing.draw, folder, recipe))
+
+
+def _as_flags(flags: Mapping[str, Any]) -> list[str]:
+    words = {True: "true", False: "false", None: "none"}
+    return [
+        text
+        for name, value in sorted(flags.items())
+        for text in (f"--{name}", words[value] if value is None or isinstance(value, bool) else str(value))
+    ]
+
+
+def _repository_file(name: str) -> Path:
+    """A file or folder of the repository, or any other by its absolute path."""
+    return REPOSITORY / name
+
+
+def command_line(task: Task) -> list[str]:
+    """What is run."""
+    return [sys.executable, "-m", "qskd", *task.command]
+
+
+__all__ = ["BASELINE", "REPOSITORY", "Task", "Workplace", "command_line", "scaled"]
