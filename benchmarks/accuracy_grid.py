@@ -22,6 +22,7 @@ class Dataset:
     name: str
     drawn: Mapping[str, Any] | None = None  # arguments of ``draw_dataset``; None: a folder that somebody has
     teacher_drawn: Mapping[str, Any] | None = None  # scenes of the teacher's own
+    one_class: str | None = None  # all objects under this name
     teacher_start: str | None = None  # the dataset whose teacher this one's begins as
     flags: Flags = field(default_factory=dict)
     teacher_flags: Flags = field(default_factory=dict)
@@ -57,6 +58,7 @@ class Search:
 
     holdout: float
     seed: int
+    steps: float  # of a trial, as a share of a cell's
     factors: tuple[float, ...]
     methods: tuple[str, ...]
 

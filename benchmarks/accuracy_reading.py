@@ -73,6 +73,7 @@ def _search(content: Any) -> Search:
     return Search(
         float(content["holdout"]),
         int(content["seed"]),
+        float(content["steps"]),
         tuple(float(factor) for factor in content["factors"]),
         tuple(content["methods"]),
     )

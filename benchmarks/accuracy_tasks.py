@@ -83,6 +83,8 @@ class Workplace:
             return self._drawing(self.grid.datasets[dataset])
         if kind == "teacher_data":
             return self._teacher_drawing(self.grid.datasets[dataset])
+        if kind == "merged":
+            return self._merging(self.grid.datasets[dataset])
         if kind == "holdout":
             return self._holdout(self.grid.datasets[dataset])
         if kind == "teachers":
@@ -98,6 +100,8 @@ class Workplace:
         factor, searched = (cell.search, True) if cell.search is not None else self.chosen_factor(cell)
         flags = self._flags(dataset, pair, "student") | self._curve(cell, dataset, pair) | dict(method.flags)
         flags |= scaled(method, flags, factor)
+        if cell.search is not None and self.grid.search is not None:
+            flags["max_steps"] = round(flags["max_steps"] * self.grid.search.steps)
         data, needs = (
             self._data(dataset)
             if cell.search is None
@@ -202,6 +206,8 @@ class Workplace:
     # ---- data --------------------------------------------------------------------------------------------
 
     def _data(self, dataset: Dataset) -> tuple[Path, list[str]]:
+        if dataset.name in self.data and dataset.one_class is not None:
+            return self.runs / "merged" / dataset.name, [f"merged/{dataset.name}"]
         if dataset.name in self.data:
             return self.data[dataset.name], []
         if dataset.drawn is None:
@@ -214,6 +220,12 @@ class Workplace:
     def _drawing(self, dataset: Dataset) -> Task:
         folder = self.runs / "data" / dataset.name
         return _drawing_task(f"data/{dataset.name}", folder, dataset.drawn or {})
+
+    def _merging(self, dataset: Dataset) -> Task:
+        assert dataset.one_class is not None
+        folder = self.runs / "merged" / dataset.name
+        make = partial(preparing.merge_classes, self.data[dataset.name], folder, dataset.one_class)
+        return Task(f"merged/{dataset.name}", folder / preparing.LAST_WRITTEN, make=make)
 
     def _teacher_drawing(self, dataset: Dataset) -> Task:
         folder = self.runs / "teacher_data" / dataset.name
