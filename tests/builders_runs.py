@@ -67,9 +67,9 @@ def tiny_run(folder: Path, scenes: Path, **options: Any) -> dict[str, Any]:
 
 
 def entries_of(folder: Path, key: str = "loss") -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl that hold a key."""
+    """The lines of a run's metrics.jsonl that hold a key, without the time that an evaluation took."""
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [entry for entry in entries if key in entry]
+    return [{k: v for k, v in entry.items() if k != "eval_runtime"} for entry in entries if key in entry]
 
 
 def edited(scenes: Path, folder: Path, change: Callable[[dict[str, Any]], Any], *splits: str) -> Path:

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from builders_trainer import adapter_of, trainer_of
 
-NEVER_THE_SAME = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
+NEVER_THE_SAME = ("eval_runtime", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
 
 
 class Interrupt(TrainerCallback):
