@@ -10,12 +10,13 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from accuracy_grid import Cell, Grid, filtered
+from accuracy_grid import BASELINE, Cell, Grid
 from accuracy_preparing import PARENT, find_data
 from accuracy_reading import read_grid
 from accuracy_records import read_records, write_records
@@ -32,7 +33,7 @@ RESULTS = HERE / "results" / "accuracy.json"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 when all that was asked for is done, 1 when not, 2 for bad input."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(arguments, argparse.Namespace(began=time.monotonic()))
     logging.disable_progress_bar()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # runs are ended, never left behind
     try:
@@ -49,20 +50,34 @@ def _run(options: argparse.Namespace) -> int:
     place, cells, skipped = _open(options)
     for name in skipped:
         print(f"skipped {name}: where is it? --data {name}=FOLDER, or {PARENT}=FOLDER that holds {name}/")
-    trials = filtered(place.grid.search_cells(cells), []) if options.search else []
-    wanted = trials or cells
+    if options.search:
+        return _search(place, cells, options)
+    finished = _carry_out(place, cells, options)
+    if not (options.list or options.dry_run):
+        _summarise(place, cells, options)
+    return 0 if finished else 1
+
+
+def _search(place: Workplace, cells: Sequence[Cell], options: argparse.Namespace) -> int:
+    """The baseline's trials first: they choose the learning rate of all others."""
+    trials = place.grid.search_cells(cells)
+    parts = [[cell for cell in trials if (cell.method == BASELINE) is first] for first in (True, False)]
+    return 0 if all(_carry_out(place, part, options) for part in parts if part) else 1
+
+
+def _carry_out(place: Workplace, wanted: Sequence[Cell], options: argparse.Namespace) -> bool:
+    """Train cells, or show them; whether nothing is left to do."""
     if options.redo and not options.summarise:
         _forget_changed(place, wanted, options.list or options.dry_run)
     tasks = place.tasks(wanted)
     if options.list or options.dry_run:
         show = _show_commands if options.dry_run else _show_states
         show(tasks)
-        return 0
-    finished = True
-    if not options.summarise:
-        finished = Runner(tasks, options.jobs, options.minutes, _environment(options)).run()
-    _summarise(place, cells, options)
-    return 0 if finished else 1
+        return True
+    if options.summarise:
+        return True
+    left = options.minutes and options.minutes - (time.monotonic() - options.began) / 60
+    return Runner(tasks, options.jobs, left, _environment(options)).run()
 
 
 def _open(options: argparse.Namespace) -> tuple[Workplace, list[Cell], list[str]]:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,8 +97,9 @@ class Workplace:
         """The training of a cell."""
         dataset, pair = self.grid.datasets[cell.dataset], self.grid.pairs[cell.pair]
         method = self.grid.method(cell.method)
-        factor, searched = (cell.search, True) if cell.search is not None else self.chosen_factor(cell)
+        (factor, searched), (pace, _) = self.factor(cell), self.factor(replace(cell, method=BASELINE), cell)
         flags = self._flags(dataset, pair, "student") | self._curve(cell, dataset, pair) | dict(method.flags)
+        flags |= {"learning_rate": float(flags["learning_rate"]) * pace} if pace != 1 else {}
         flags |= scaled(method, flags, factor)
         if cell.search is not None and self.grid.search is not None:
             flags["max_steps"] = round(flags["max_steps"] * self.grid.search.steps)
@@ -139,23 +140,32 @@ class Workplace:
         """Optimiser steps of a cell."""
         return int(self._flags(self.grid.datasets[cell.dataset], self.grid.pairs[cell.pair], "student")["max_steps"])
 
-    def chosen_factor(self, cell: Cell) -> tuple[float, bool]:
-        """The factor that did best on the held-out part, and whether it was searched; 1 without a finished search."""
+    def factor(self, cell: Cell, of: Cell | None = None) -> tuple[float, bool]:
+        """The factor of a cell, and whether it was searched: a trial's own, else what did best on the held-out part.
+
+        The factor of a method without a teacher is the baseline's, on the learning rate of the whole row.
+
+        Args:
+            cell: whose factor is wanted.
+            of: the cell that is trained, where that is another one.
+        """
         if self.grid.search is None:
             return 1.0, False
+        if cell.search is not None and cell == (of or cell):
+            return cell.search, True
+        method = self.grid.searched_as(cell.method)
+        if self.grid.method(cell.method).method is None:
+            method = BASELINE
         tried = {
-            factor: preparing.ap_of(self.runs / Cell(**self._row(cell), search=factor).name)
+            factor: preparing.ap_of(
+                self.runs / Cell(cell.dataset, cell.pair, method, self.grid.search.seed, search=factor).name
+            )
             for factor in self.grid.search.factors
         }
         known = {factor: ap for factor, ap in tried.items() if ap is not None}
         if len(known) < len(tried):
             return 1.0, False
         return max(known, key=lambda factor: (known[factor], factor == 1.0)), True
-
-    def _row(self, cell: Cell) -> dict[str, Any]:
-        assert self.grid.search is not None
-        method = self.grid.searched_as(cell.method)
-        return {"dataset": cell.dataset, "pair": cell.pair, "method": method, "seed": self.grid.search.seed}
 
     def _curve(self, cell: Cell, dataset: Dataset, pair: Pair) -> dict[str, Any]:
         """Flags for a curve whose last point is the end of training."""
@@ -244,12 +254,10 @@ class Workplace:
         return {name: value for part in parts for name, value in part.items()}
 
 
-def scaled(method: Method, flags: Mapping[str, Any], factor: float | None) -> dict[str, Any]:
-    """The flags that a searched factor changes: the terms' weights, or without a teacher the learning rate."""
-    if factor is None or factor == 1.0:
+def scaled(method: Method, flags: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """The weights of the terms with a factor on them."""
+    if factor == 1.0 or method.method is None:
         return {}
-    if method.method is None:
-        return {"learning_rate": float(flags["learning_rate"]) * factor}
     options = options_of(resolve(method.method))
     weights = {name.replace(".", "_"): options[name] for name in _WEIGHTS}
     return {name: float(flags.get(name, weight)) * factor for name, weight in weights.items()}
