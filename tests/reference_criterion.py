@@ -272,6 +272,8 @@ def hard_pairs(
     """(student query, teacher query) of every pair of hard negatives."""
     roles, owners, _ = teacher_side
     theirs = [query for query in range(len(roles)) if roles[query] == HARD]
+    if scope == "index":
+        return [(query, query) for query in theirs if query < student.num_queries]
     if not theirs:
         return []
     asked = {name: value for name, value in selection.items() if name != "agreement"}
@@ -334,7 +336,10 @@ def lapd(
             theirs = match(teacher, targets, teacher_costs, teacher_layer, image)
             side = select(teacher, targets, theirs, teacher_layer, image, **(selection or {}))
             both = [one for one in ours if one in theirs]
-            pairs["positive"] += [(image, ours[one], theirs[one], 1.0) for one in both]
+            matched = [(ours[one], theirs[one]) for one in both]
+            if scope == "index":
+                matched = [(query, query) for query in theirs.values() if query < student.num_queries]
+            pairs["positive"] += [(image, mine, its, 1.0) for mine, its in matched]
             found = hard_pairs(
                 student,
                 teacher,

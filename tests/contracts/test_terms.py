@@ -56,6 +56,11 @@ def loss_of(preset: str, name: str, student: DetrView, teacher: DetrView, target
     return torch.stack(list(parts.values())).sum()
 
 
+def pairs_by_number(preset: str, name: str) -> bool:
+    """Whether the order of queries is all that pairs them."""
+    return (preset, name) == ("index_aligned", "lapd")
+
+
 def test_every_term_is_used_by_some_preset() -> None:
     assert {name for _, name in CASES} == set(TERMS)
 
@@ -95,7 +100,7 @@ def test_the_order_of_student_queries_does_not_matter(preset: str, name: str, so
     order = torch.randperm(student.num_queries, generator=torch.Generator().manual_seed(0))
     expected = loss_of(preset, name, student, teacher, random_targets())
     again = loss_of(preset, name, reorder_queries(student, order), teacher, random_targets())
-    assert again.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert (again.item() == pytest.approx(expected.item(), rel=1e-5)) is not pairs_by_number(preset, name)
     assert expected > 0
 
 
@@ -105,7 +110,7 @@ def test_the_order_of_teacher_queries_does_not_matter(preset: str, name: str) ->
     order = torch.randperm(teacher.num_queries, generator=torch.Generator().manual_seed(0))
     expected = loss_of(preset, name, student, teacher, random_targets())
     again = loss_of(preset, name, student, reorder_queries(teacher, order), random_targets())
-    assert again.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert (again.item() == pytest.approx(expected.item(), rel=1e-5)) is not pairs_by_number(preset, name)
 
 
 @every_term

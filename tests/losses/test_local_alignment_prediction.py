@@ -36,6 +36,8 @@ CASES = {
     "default": ({}, {}, {}),
     "image": ({"scope": "image"}, {}, {}),
     "tprd": ({"scope": "image", "top_up": False, "single_mean": True}, {}, {"cap": None, "most": None}),
+    "index": ({"scope": "index"}, {}, {"mode": "all"}),
+    "index-selected": ({"scope": "index"}, {"student": True, "teacher": False}, {}),
     "no-top-up": ({"top_up": False}, {}, {}),
     "uncapped": ({}, {}, {"cap": None, "most": None, "threshold": -0.3}),
     "small-cap": ({}, {}, {"cap": 2, "threshold": -0.3}),

@@ -16,6 +16,7 @@ TERMS_OF_PRESETS = {
     "none": {},
     "positives": {"lapd": 1.0, "agfd": 5.0},
     "all_queries": {"lapd": 1.0, "agfd": 5.0},
+    "index_aligned": {"lapd": 1.0, "agfd": 5.0},
     "features": {"agfd": 5.0},
     "predictions": {"lapd": 1.0},
     "unmasked_features": {"lapd": 1.0, "feature": 5.0},

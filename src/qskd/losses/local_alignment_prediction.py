@@ -38,7 +38,9 @@ class LocalAlignmentPrediction(nn.Module):
         num_student_queries: Q of the student's views.
         selection: how the teacher's hard negatives were found; the student's are found in the same way, but
             without class agreement.
-        scope: pair hard negatives around the same object ("group") or of the same image ("image").
+        scope: pair hard negatives around the same object ("group") or of the same image ("image"); or ("index") pair
+            every selected query, positives too, with the student's of the same number, as one would without any
+            alignment. The teacher's queries beyond the student's last have no partner then.
         top_up: where a student has fewer hard negatives than the teacher, take its next nearest queries.
         layers: "all" student layers, or only the "last".
         class_weight, box_weight, giou_weight: weights within a pair.
@@ -64,7 +66,7 @@ class LocalAlignmentPrediction(nn.Module):
         num_student_layers: int,
         num_student_queries: int,
         selection: GroupQuerySelection | None = None,
-        scope: Literal["group", "image"] = "group",
+        scope: Literal["group", "image", "index"] = "group",
         top_up: bool = True,
         layers: Literal["all", "last"] = "all",
         class_weight: float = 1.0,
@@ -76,8 +78,10 @@ class LocalAlignmentPrediction(nn.Module):
         single_mean: bool = False,
     ) -> None:
         super().__init__()
-        if scope not in ("group", "image") or layers not in ("all", "last"):
-            raise ConfigError(f"lapd.scope is '{scope}' (choose group or image), lapd.layers '{layers}' (all or last).")
+        if scope not in ("group", "image", "index") or layers not in ("all", "last"):
+            raise ConfigError(
+                f"lapd.scope is '{scope}' (choose group, image or index), lapd.layers '{layers}' (all or last)."
+            )
         if temperature <= 0.0:
             raise ConfigError(f"lapd.temperature is {temperature}; it must be above 0.")
         self.num_student_layers, self.num_student_queries = num_student_layers, num_student_queries
@@ -131,6 +135,9 @@ class LocalAlignmentPrediction(nn.Module):
             [L', B, N + T] long, beside ``prepared.tensors["query"]``: of each learning layer and image those of the N
             positives, then those of the hard negatives. It is a pair where neither is -1.
         """
+        if self.scope == "index":
+            query = prepared.tensors["query"]
+            return query.where(query < self.num_student_queries, -1)
         match = student.match[-self.num_layers :]
         partner = align_hard_negatives(
             last_layers(student.view, self.num_layers),
@@ -201,6 +208,9 @@ class LocalAlignmentPrediction(nn.Module):
     def _pairs_sought(self, positives: Tensor, is_hard: Tensor, lesson: Lesson) -> Tensor:
         """[2 L'] float32 summed over images."""
         ours = self.num_student_queries
+        if self.scope == "index":
+            has_partner = positives.where(positives < ours, -1)
+            return torch.cat([(kind.sum((1, 2))) for kind in (has_partner >= 0, is_hard[..., :ours])]).float()
         matched = (positives >= 0).sum(-1).clamp(max=ours)  # [L', B]
         objects = lesson.targets.is_object.sum(-1) + (0 if lesson.others is None else lesson.others)  # [B]
         free = ours - objects.clamp(max=ours)  # [B]

@@ -17,7 +17,7 @@ class LapdSettings:
     """Options of ``LocalAlignmentPrediction``, explained there."""
 
     weight: float = 1.0  # of the whole term; 0 switches it off
-    scope: Literal["group", "image"] = "group"
+    scope: Literal["group", "image", "index"] = "group"
     top_up: bool = True
     layers: Literal["all", "last"] = "all"
     class_weight: float = 1.0
@@ -87,6 +87,7 @@ PRESETS: dict[str, MethodSettings] = {
     "none": MethodSettings(lapd=_OFF_LAPD, agfd=_OFF_AGFD),
     "positives": MethodSettings(selection=GroupQuerySelection(select="positives")),
     "all_queries": MethodSettings(selection=GroupQuerySelection(select="all")),
+    "index_aligned": MethodSettings(selection=GroupQuerySelection(select="all"), lapd=LapdSettings(scope="index")),
     "features": MethodSettings(lapd=_OFF_LAPD),
     "predictions": MethodSettings(agfd=_OFF_AGFD),
     "unmasked_features": MethodSettings(agfd=AgfdSettings(mask="none")),
