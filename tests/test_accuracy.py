@@ -1,0 +1,285 @@
+"""The accuracy benchmark: its grid, its commands, its numbers by hand, and whole trainings of a tiny grid."""
+
+import importlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from qskd.cli.parsing import parse
+from qskd.data.sources import open_source
+from qskd.errors import ConfigError
+from qskd.runs.options import DataOptions, MethodOptions, ModelOptions, PairOptions
+from qskd.trainer import DistillationConfig
+
+ROOT = Path(__file__).parents[1]
+OWN = ("accuracy", "accuracy_grid", "accuracy_preparing", "accuracy_reading", "accuracy_records", "accuracy_running")
+MODULES = (*OWN, "accuracy_tables", "accuracy_tasks")
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """The benchmark's modules by the last word of their names."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        yield {name.rpartition("_")[2]: importlib.import_module(name) for name in MODULES}
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+        for name in MODULES:
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def grid(parts):
+    return parts["reading"].read_grid(ROOT / "benchmarks" / "accuracy.yaml")
+
+
+def place_of(parts, grid, runs, **data):
+    folders = {name: Path(f"/data/{name}") for name in grid.datasets if grid.datasets[name].drawn is None}
+    return parts["tasks"].Workplace(grid, runs, folders | data, {})
+
+
+# ---- the grid ------------------------------------------------------------------------------------------------
+
+
+def test_the_grid_asks_what_a_sceptic_would(grid):
+    headline = [block for block in grid.blocks if block.headline]
+    assert len(headline) == 1
+    assert grid.blocks[0].headline
+    assert {"none", "inheritance", "positives", "unmasked_features", "qskd"} <= set(headline[0].methods)
+    assert len(headline[0].datasets) == 3
+    assert len(headline[0].seeds) == 3
+    everything = {cell.method for cell in grid.cells()}
+    asked = {"all_queries", "index_aligned", "features", "predictions", "qskd_tprd", "qskd+inheritance"}
+    assert asked <= everything
+    swept = {name.partition("[")[2].partition("=")[0] for name in everything if "[" in name}
+    assert {"selection_threshold", "selection_cap", "lapd_scope", "lapd_weight", "agfd_weight"} <= swept
+
+
+def test_every_command_of_the_grid_is_understood_by_qskd(parts, grid, tmp_path):
+    tasks = place_of(parts, grid, tmp_path).tasks(grid.cells())
+    commands = [task.command for task in tasks.values() if task.command]
+    assert len(commands) > 100
+    for command, *rest in commands:
+        first = ModelOptions if command == "train" else PairOptions
+        kinds = (first, DataOptions, *((MethodOptions,) if command == "distill" else ()), DistillationConfig)
+        *_, config = parse(command, "", kinds, [*rest, "--use_cpu"])
+        assert config.max_steps > 0
+
+
+def test_cells_of_a_row_differ_in_the_method_alone(parts, grid, tmp_path):
+    """Equal data, order, budget and start: all that is not the method's is the same in every command."""
+    place = place_of(parts, grid, tmp_path)
+    own = {"--method", "--teacher", "--output_dir", "--model", "--student"}
+    cells = [cell for cell in grid.cells(["bccd", "d_fine", "1"]) if "[" not in cell.method]
+    found = set()
+    for cell in cells:
+        words = list(place.task(cell).command[1:])
+        options = dict(zip(words[::2], words[1::2], strict=True))
+        found.add(tuple(sorted((name, value) for name, value in options.items() if name not in own)))
+        start = options.get("--model") or options["--student"]
+        assert start.endswith("starts/bccd/d_fine/seed1" if "inheritance" in cell.method else "d_fine_nano_half.json")
+    assert len(cells) >= 10
+    assert len(found) == 1
+
+
+def test_what_a_cell_needs_comes_before_it(parts, grid, tmp_path):
+    tasks = place_of(parts, grid, tmp_path).tasks(grid.cells(["aquarium", "0"]))
+    seen: set[str] = set()
+    for name, task in tasks.items():
+        assert set(task.needs) <= seen, name
+        seen.add(name)
+    assert {"merged/aquarium", "teachers/bccd/d_fine", "teachers/aquarium/d_fine"} <= seen
+
+
+def test_words_choose_cells_by_kind(grid):
+    cells = grid.cells(["bccd", "drawn_easy", "none", "2"])
+    assert {(cell.dataset, cell.method, cell.seed) for cell in cells} == {
+        ("bccd", "none", 2),
+        ("drawn_easy", "none", 2),
+    }
+    with pytest.raises(ConfigError, match="--only bcd: no dataset, pair, method or seed"):
+        grid.cells(["bcd"])
+
+
+def test_a_dataset_of_ones_own_takes_a_templates_settings_in_the_headline(grid):
+    more = grid.with_dataset("fruit")
+    assert {cell.dataset for cell in more.cells(["fruit"])} == {"fruit"}
+    assert more.datasets["fruit"].student_flags == grid.datasets["bccd"].student_flags
+    with pytest.raises(ConfigError, match="template 'nothing'"):
+        grid.with_dataset("fruit", "nothing")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"blcks": []}, "the grid has an unknown key 'blcks'"),
+        ({"methods": {"qskd": {"method": "qskd"}}}, "methods must hold 'none'"),
+        ({"pairs": {"p": {"teacher": "a.json"}}}, "pair 'p' lacks 'student'"),
+        ({"pairs": {"p": {"student": "a.json"}}}, "give either teacher"),
+        ({"blocks": [{"datasets": ["x"], "pairs": [], "methods": [], "seeds": []}]}, "'x' is none of the datasets"),
+        ({"blocks": [{"datasets": [], "pairs": [], "methods": ["x"], "seeds": []}]}, "There is no method 'x'"),
+        ({"datasets": {"d": {"drwn": {}}}}, "dataset 'd' has an unknown key 'drwn'"),
+        ({"datasets": {"d": {"teacher_start": "e"}}}, "'e' is none of the datasets"),
+    ],
+)
+def test_mistakes_in_a_grid_are_named(parts, tmp_path, change: dict[str, Any], message):
+    content = {"datasets": {}, "pairs": {}, "methods": {"none": {}}, "blocks": []} | change
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=message):
+        parts["reading"].read_grid(path)
+
+
+# ---- the search ----------------------------------------------------------------------------------------------
+
+
+def finish(runs: Path, cell: Any, ap: float) -> None:
+    folder = runs / cell.name
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps({"metrics": {"AP": ap}}))
+
+
+def test_the_search_sets_a_rows_learning_rate_by_the_baseline_and_each_methods_weights(parts, grid, tmp_path):
+    place = place_of(parts, grid, tmp_path)
+    cells = grid.cells(["bccd", "d_fine", "0", "none", "qskd", "inheritance"])
+    trials = {(one.method, one.search): one for one in grid.search_cells(cells)}
+    assert set(trials) == {(method, factor) for method in ("none", "qskd") for factor in (0.3, 1, 3)}
+
+    def options(cell):
+        words = list(place.task(cell).command)[1:]
+        return dict(zip(words[::2], words[1::2], strict=True))
+
+    base = float(options(cells[0])["--learning_rate"])
+    assert options(trials["none", 3])["--learning_rate"] == str(base * 3)
+    assert int(options(trials["none", 3])["--max_steps"]) == grid.search.steps * int(options(cells[0])["--max_steps"])
+    assert "holdout" in options(trials["none", 3])["--data"]
+    for factor, ap in ((0.3, 0.1), (1, 0.2), (3, 0.3)):
+        finish(tmp_path, trials["none", factor], ap)
+    for cell in (*cells, trials["qskd", 1]):
+        assert float(options(cell)["--learning_rate"]) == pytest.approx(base * 3), cell
+    assert "--lapd_weight" not in options(cells[1])
+    for factor, ap in ((0.3, 0.3), (1, 0.2), (3, 0.1)):
+        finish(tmp_path, trials["qskd", factor], ap)
+    by_method = {cell.method: options(cell) for cell in cells}
+    assert (by_method["qskd"]["--lapd_weight"], by_method["qskd"]["--agfd_weight"]) == ("0.3", "1.5")
+    assert not {"--lapd_weight", "--agfd_weight"} & set(by_method["inheritance"])
+
+
+def test_a_finished_cell_with_other_settings_than_the_grid_says_is_known_as_changed(parts, grid, tmp_path):
+    place = place_of(parts, grid, tmp_path)
+    cell = grid.cells(["bccd", "d_fine", "0", "qskd"])[0]
+    task = place.task(cell)
+    finish(tmp_path, cell, 0.1)
+    (task.folder / "cell.json").write_text(json.dumps({"settings": task.facts["settings"]}))
+    assert parts["running"].state_of(task) == "done"
+    dataset = grid.datasets["bccd"]
+    other = replace(grid, datasets={**grid.datasets, "bccd": replace(dataset, student_flags={"max_steps": 8})})
+    changed = place_of(parts, other, tmp_path).task(replace(cell, curve=0))
+    assert parts["running"].state_of(changed) == "changed"
+
+
+# ---- the numbers ---------------------------------------------------------------------------------------------
+
+
+def record(parts, **changes):
+    return parts["records"].Record(
+        **{
+            "dataset": "d",
+            "pair": "p",
+            "method": "none",
+            "seed": 0,
+            "ap": 0.2,
+            "ap50": 0.4,
+            "train_seconds": 100.0,
+            "steps": 100,
+            "commit": "abc",
+            "device": "cpu",
+            "searched": True,
+            "factor": 1.0,
+            "teacher_ap": None,
+            "parameters": 10,
+            "teacher_parameters": None,
+            "inherited": None,
+            "train_images": 5,
+            "image_size": (64, 64),
+            "curve": ((50, 0.1), (100, 0.2)),
+            "changed": False,
+        }
+        | changes
+    )
+
+
+def test_differences_are_paired_by_seed_with_students_interval(parts):
+    """Gains 1, 2 and 3 points: mean 2, standard deviation 1, t of 2 degrees 4.3027, half width 4.3027 / sqrt(3)."""
+    baseline = [record(parts, seed=seed, ap=ap) for seed, ap in enumerate((0.10, 0.20, 0.30))]
+    ours = [record(parts, method="qskd", seed=seed, ap=ap) for seed, ap in enumerate((0.11, 0.22, 0.33))]
+    gain = parts["tables"].paired(ours, [*baseline, record(parts, seed=9, ap=0.9)])
+    assert (gain.mean, gain.count) == (pytest.approx(0.02), 3)
+    assert gain.half_width == pytest.approx(0.01 * 4.302653 / 3**0.5, rel=1e-5)
+    assert not gain.is_clear
+    assert parts["tables"].paired(ours[:1], baseline).half_width is None
+    assert parts["tables"].paired(ours, [record(parts, seed=9)]) is None
+
+
+def test_the_cost_of_the_baselines_ap_is_read_off_the_curve(parts):
+    """AP 0.2 lies half way between 0.1 after 20 steps and 0.3 after 40: 30 of 100 steps, each twice as long."""
+    ours = record(parts, method="qskd", curve=((20, 0.1), (40, 0.3), (100, 0.5)), train_seconds=200.0)
+    assert parts["tables"].cost_shares([ours], [record(parts)]) == pytest.approx((0.3, 0.6))
+    never = record(parts, method="qskd", curve=((50, 0.1), (100, 0.19)))
+    assert parts["tables"].cost_shares([never], [record(parts)]) == (None, None)
+
+
+def test_tables_put_the_baseline_first_and_say_what_is_amiss(parts):
+    records = [
+        record(parts, method="qskd", ap=0.25, changed=True, searched=False, teacher_ap=0.5),
+        record(parts),
+    ]
+    text = parts["tables"].as_markdown(parts["tables"].tables_of(records))
+    assert text.index("| none |") < text.index("| qskd |")
+    assert "+5.0 (one seed)" in text
+    assert "1 of 2 cells were trained with other settings" in text
+    assert "Not searched, with the defaults: qskd." in text
+
+
+def test_records_survive_their_file(parts, tmp_path):
+    records = [record(parts), record(parts, method="qskd", inherited=0.5)]
+    parts["records"].write_records(records, tmp_path / "a.json")
+    assert parts["records"].load_records(tmp_path / "a.json") == records
+
+
+# ---- what cells need -----------------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    def __init__(self, width: int, layers: int, prefix: str = "layers") -> None:
+        super().__init__()
+        self.config = type("C", (), {"decoder_layers": layers, "encoder_layers": 1, "num_labels": 2})()
+        self.first = nn.Linear(3, width)
+        setattr(self, prefix, nn.ModuleList(nn.Linear(width, width) for _ in range(layers)))
+        self.other = nn.Linear(width, 9 - width)
+
+
+def test_a_smaller_student_takes_the_leading_channels(parts):
+    teacher, student = Net(4, 2, "blocks"), Net(2, 2)
+    before = student.other.weight.clone()
+    taken = parts["preparing"].select_weights(student, teacher, {"layers": "blocks"})
+    assert torch.equal(student.first.weight, teacher.first.weight[:2])
+    assert torch.equal(student.layers[1].weight, teacher.blocks[1].weight[:2, :2])
+    assert torch.equal(student.other.weight, before), "5 of 7 rows do not fit in 5: taken whole or not at all"
+    assert taken == 8 + 2 * 6
+
+
+def test_a_dataset_counts_as_one_class(parts, scenes, tmp_path):
+    parts["preparing"].merge_classes(scenes, tmp_path / "one", "thing")
+    before, after = (open_source(folder).load("train") for folder in (scenes, tmp_path / "one"))
+    assert list(after.class_names) == ["thing"]
+    assert len(after) == len(before)
+    with pytest.raises(ConfigError, match="is no COCO folder"):
+        parts["preparing"].merge_classes(tmp_path, tmp_path / "two", "thing")
