@@ -5,11 +5,11 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm
 
 from qskd.boxes import at_least_float32
 from qskd.errors import ConfigError
-from qskd.losses.term import Lesson, Prepared, StudentAnswer, zero_of
+from qskd.losses.feature_distance import weighted_distance
+from qskd.losses.term import Lesson, Prepared, StudentAnswer
 from qskd.models.adapter import Need
 from qskd.models.view import DetrView
 from qskd.selection.groups import QueryGroups, Role
@@ -108,7 +108,7 @@ class AttentionGuidedFeature(nn.Module):
         weights: Tensor,
     ) -> Tensor:
         student_map, teacher_map = student.view.memory[ours], lesson.view.memory[theirs]
-        projected = at_least_float32(project(_tokens(student_map)))  # [B, hw, D_teacher]
+        projected = at_least_float32(_projected(project, student_map.flatten(2)))  # [B, D_teacher, hw]
         with torch.no_grad():
             weight_map = weights.reshape(-1, *teacher_map.shape[-2:])  # [B, h, w]
             stride = lesson.view.strides[theirs]
@@ -117,17 +117,9 @@ class AttentionGuidedFeature(nn.Module):
                 is_valid = ~lesson.view.is_padding[theirs]
                 teacher_map = resize_mean(teacher_map, is_valid, student_map.shape[-2:], extents)
                 weight_map = resize_sum(weight_map, student_map.shape[-2:], extents)
-            target = at_least_float32(_tokens(teacher_map))
+            target = at_least_float32(teacher_map).flatten(2)
             weights = weight_map.masked_fill(student.view.is_padding[ours], 0.0).flatten(1)
-        distance = self._squared_distance(projected, target)
-        return (distance * weights).sum() / target.shape[-1] + zero_of(projected)
-
-    def _squared_distance(self, projected: Tensor, target: Tensor) -> Tensor:
-        """[B, hw] sum over channels."""
-        if self.normalise:
-            channels = (target.shape[-1],)
-            projected, target = layer_norm(projected, channels), layer_norm(target, channels)
-        return (projected - target).square().sum(-1)
+        return weighted_distance(projected, target, weights, normalise=self.normalise) / target.shape[1]
 
     def token_weights(self, lesson: Lesson) -> Tensor:
         """W [B, S], 0 at padding and in images without selected queries."""
@@ -218,9 +210,11 @@ def _shares(before: int, after: int, like: Tensor, old: Tensor | None = None, ne
     return overlap.clamp(min=0) / (high - low).clamp(min=_TINY)
 
 
-def _tokens(level: Tensor) -> Tensor:
-    """[B, D, h, w] to [B, hw, D]."""
-    return level.flatten(2).transpose(1, 2)
+def _projected(project: nn.Module, level: Tensor) -> Tensor:
+    """[B, D, hw] to [B, D_teacher, hw], without turning tokens to the front."""
+    if not isinstance(project, nn.Linear):
+        return level
+    return project.weight @ level + project.bias[:, None]
 
 
 def _level_sizes(view: DetrView) -> list[int]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from qskd.boxes import at_least_float32
+from qskd.losses.blocks import blocks
 
 _OUT = -1e4  # logit of a class left out: its probability is 0 in any floating type, and nothing is infinite
 _CERTAIN = -1e-7  # log-probabilities nearer 0 than this are one in float32
@@ -60,7 +61,9 @@ def class_divergence(student: Tensor, teacher: Tensor, *, softmax: bool, tempera
     Returns:
         [...] at least 0 up to rounding, 0 for equal logits.
     """
-    student, teacher = student / temperature, teacher.detach() / temperature
+    if temperature != 1.0:
+        student, teacher = student / temperature, teacher / temperature
+    teacher = teacher.detach()
     if softmax:
         target = teacher.softmax(-1)
         excess = student.logsumexp(-1) - teacher.logsumexp(-1) - (target * (student - teacher)).sum(-1)
@@ -94,9 +97,17 @@ class _BernoulliDivergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
-        target = teacher.sigmoid()
-        ctx.save_for_backward(student.sigmoid() - target)
-        return (_softplus(student) - _softplus(teacher) - target * (student - teacher)).sum(-1)
+        difference = torch.empty_like(student, memory_format=torch.contiguous_format)
+        excess = student.new_empty(student.shape[:-1])
+        rows = (student.flatten(0, -2), teacher.flatten(0, -2), difference.flatten(0, -2), excess.flatten())
+        for block in blocks(len(rows[0]), student.shape[-1] * student.element_size(), student.device):
+            ours, theirs = rows[0][block], rows[1][block]
+            target = theirs.sigmoid()
+            torch.sub(ours.sigmoid(), target, out=rows[2][block])
+            gap = _softplus(ours).sub_(_softplus(theirs)).sub_(target.mul_(ours - theirs))
+            torch.sum(gap, -1, out=rows[3][block])
+        ctx.save_for_backward(difference)
+        return excess
 
     @staticmethod
     @once_differentiable

@@ -13,6 +13,7 @@ from qskd.losses.term import Lesson
 from qskd.models.view import DetrView
 from qskd.selection.assignment import assign, giou_to_objects
 from qskd.selection.groups import GroupQuerySelection, QueryGroups, Role, matched_object
+from qskd.selection.layerwise import by_layer
 
 _CLASS_COST, _BOX_COST, _GIOU_COST = 1.0, 5.0, 2.0
 _COCO_CLASSES = 80  # the balance of the costs was found with that many binary cross-entropies
@@ -126,21 +127,44 @@ def _count_by_owner(owner: Tensor, is_hard: Tensor, num_groups: int) -> Tensor:
 def _pair_cost(student: DetrView, teacher: Mapping[str, Tensor], place: Tensor | None, known_classes: Tensor) -> Tensor:
     """[L', B, T, K] cost of each teacher query with each of its candidates."""
     softmax = student.no_object is not None
-    ours = say_for_head(student.logits, student.no_object, known_classes, softmax=softmax)
-    theirs = say_for_head(teacher["logits"], teacher.get("no_object"), known_classes, softmax=softmax)
-    cost = _CLASS_COST * pairwise_cross_entropy(ours, theirs, softmax=softmax)
-    if not softmax:
-        cost = cost * (_COCO_CLASSES / known_classes.sum().clamp(min=1))
-    boxes, target = at_least_float32(student.boxes), at_least_float32(teacher["boxes"])
+    balance = 1.0 if softmax else _COCO_CLASSES / known_classes.sum().clamp(min=1)
+
+    def cost_of(
+        ours: Tensor,
+        no_object: Tensor | None,
+        boxes: Tensor,
+        theirs: Tensor,
+        their_no_object: Tensor | None,
+        target: Tensor,
+        place: Tensor | None,
+    ) -> Tensor:
+        ours = say_for_head(ours, no_object, known_classes, softmax=softmax)
+        theirs = say_for_head(theirs, their_no_object, known_classes, softmax=softmax)
+        cost = pairwise_cross_entropy(ours, theirs, softmax=softmax)
+        cost = (cost if place is None else cost.gather(-1, place)).mul_(_CLASS_COST * balance)
+        return cost + _box_cost(at_least_float32(boxes), at_least_float32(target), place)
+
+    return by_layer(
+        cost_of,
+        student.logits,
+        student.no_object,
+        student.boxes,
+        teacher["logits"],
+        teacher.get("no_object"),
+        teacher["boxes"],
+        place,
+    )
+
+
+def _box_cost(boxes: Tensor, target: Tensor, place: Tensor | None) -> Tensor:
+    """[..., T, K] of boxes [..., Q, 4] and the teacher's [..., T, 4]."""
     if place is None:
-        distance, giou = torch.cdist(target, boxes, p=1.0), pairwise_giou(target, boxes)
-        return cost + _BOX_COST * distance - _GIOU_COST * giou
-    boxes, target = _boxes_at(boxes, place), target[:, :, :, None]  # [L', B, T, K, 4]
-    distance = (boxes - target).abs().sum(-1)
-    return cost.gather(-1, place) + _BOX_COST * distance - _GIOU_COST * aligned_giou(boxes, target)
+        return _BOX_COST * torch.cdist(target, boxes, p=1.0) - _GIOU_COST * pairwise_giou(target, boxes)
+    boxes, target = _boxes_at(boxes, place), target[..., None, :]  # [..., T, K, 4]
+    return _BOX_COST * (boxes - target).abs().sum(-1) - _GIOU_COST * aligned_giou(boxes, target)
 
 
 def _boxes_at(boxes: Tensor, place: Tensor) -> Tensor:
-    """[L', B, Q, 4] at [L', B, T, K] to [L', B, T, K, 4]."""
-    flat = place.flatten(2)[..., None].expand(-1, -1, -1, 4)
-    return boxes.gather(2, flat).view(*place.shape, 4)
+    """[..., Q, 4] at [..., T, K] to [..., T, K, 4]."""
+    flat = place.flatten(-2)[..., None].expand(*place.shape[:-2], -1, 4)
+    return boxes.gather(-2, flat).view(*place.shape, 4)

@@ -15,6 +15,7 @@ from qskd.boxes import at_least_float32, pairwise_giou
 from qskd.data.batch import Targets
 from qskd.models.adapter import MatchCosts
 from qskd.models.view import DetrView
+from qskd.selection.layerwise import by_layer
 
 _HOPELESS = 1e6  # cost of a pair whose cost is not a number: the last to be chosen, yet no crash
 _TINY = 1e-8  # inside the focal cost's logarithms, as in the published detectors
@@ -45,20 +46,23 @@ def match_to_targets(view: DetrView, targets: Targets, costs: MatchCosts, giou: 
 @torch.no_grad()
 def matching_cost(view: DetrView, targets: Targets, costs: MatchCosts, giou: Tensor | None = None) -> Tensor:
     """[L, B, N, Q] float32 cost of giving each query to each object; finite, also for broken predictions."""
-    if giou is None:
-        giou = giou_to_objects(view.boxes, targets)
-    boxes, objects = view.boxes.to(giou.dtype), targets.boxes.to(giou.dtype)
-    with torch.autocast(boxes.device.type, enabled=False):
-        distance = torch.cdist(objects.expand(view.num_layers, -1, -1, -1), boxes, p=1.0)
-        cost = costs.box_weight * distance - costs.giou_weight * giou
-        cost = cost + costs.class_weight * _class_cost(view, targets, costs)
-    return cost.nan_to_num_(_HOPELESS, _HOPELESS, _HOPELESS).clamp_(-_HOPELESS, _HOPELESS)
+
+    def cost_of(logits: Tensor, boxes: Tensor, no_object: Tensor | None, giou: Tensor) -> Tensor:
+        boxes, objects = boxes.to(giou.dtype), targets.boxes.to(giou.dtype)
+        with torch.autocast(boxes.device.type, enabled=False):
+            cost = torch.cdist(objects.expand(*boxes.shape[:-2], -1, -1), boxes, p=1.0).mul_(costs.box_weight)
+            cost = cost.sub_(giou, alpha=costs.giou_weight)
+            cost = cost.add_(_class_cost(logits, no_object, targets.labels, costs), alpha=costs.class_weight)
+        return cost.nan_to_num_(_HOPELESS, _HOPELESS, _HOPELESS).clamp_(-_HOPELESS, _HOPELESS)
+
+    giou = giou_to_objects(view.boxes, targets) if giou is None else giou
+    return by_layer(cost_of, view.logits, view.boxes, view.no_object, giou)
 
 
 @torch.no_grad()
 def giou_to_objects(boxes: Tensor, targets: Targets) -> Tensor:
     """GIoU of objects and queries: boxes [L, B, Q, 4] to [L, B, N, Q] in [-1, 1], -1 where undefined."""
-    return pairwise_giou(targets.boxes[None], boxes).nan_to_num_(-1.0, -1.0, -1.0)
+    return by_layer(lambda layers: pairwise_giou(targets.boxes, layers).nan_to_num_(-1.0, -1.0, -1.0), boxes)
 
 
 def assign(cost: Tensor, place: Tensor | None = None) -> Tensor:
@@ -119,19 +123,19 @@ def _optimal(cost: NDArray[np.floating], allowed: NDArray[np.bool_]) -> tuple[ND
     return rows[kept], columns[kept]
 
 
-def _class_cost(view: DetrView, targets: Targets, costs: MatchCosts) -> Tensor:
-    """[L, B, N, Q] cost of each object's class, without its weight."""
-    index = targets.labels[None, :, None].expand(view.num_layers, -1, view.num_queries, -1)  # [L, B, Q, N]
-    logit = at_least_float32(view.logits.gather(-1, index)).transpose(-1, -2)
+def _class_cost(logits: Tensor, no_object: Tensor | None, labels: Tensor, costs: MatchCosts) -> Tensor:
+    """[..., B, N, Q] cost of each object's class, without its weight; logits [..., B, Q, C], labels [B, N]."""
+    index = labels[:, None].expand(*logits.shape[:-1], -1)  # [..., B, Q, N]
+    logit = at_least_float32(logits.gather(-1, index)).transpose(-1, -2)
     if costs.kind == "softmax":
-        return -(logit - _log_total(view)[:, :, None]).exp()
+        return -(logit - _log_total(logits, no_object)[..., None, :]).exp()
     probability = logit.sigmoid()
     as_object = costs.alpha * (1 - probability) ** costs.gamma * -(probability + _TINY).log()
     as_nothing = (1 - costs.alpha) * probability**costs.gamma * -(1 - probability + _TINY).log()
     return as_object - as_nothing
 
 
-def _log_total(view: DetrView) -> Tensor:
-    """[L, B, Q] logarithm of the softmax's denominator."""
-    total = at_least_float32(view.logits).logsumexp(-1)
-    return total if view.no_object is None else torch.logaddexp(total, at_least_float32(view.no_object))
+def _log_total(logits: Tensor, no_object: Tensor | None) -> Tensor:
+    """[..., Q] logarithm of the softmax's denominator."""
+    total = at_least_float32(logits).logsumexp(-1)
+    return total if no_object is None else torch.logaddexp(total, at_least_float32(no_object))
