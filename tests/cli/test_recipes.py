@@ -111,12 +111,14 @@ def test_the_learning_rate_drops_after_the_epoch_that_the_comment_names(name, tm
 
 @pytest.fixture(scope="module")
 def coco(scenes, tmp_path_factory) -> Path:
-    """The drawn scenes in the folder that COCO's own archives make."""
+    """The drawn scenes in the folder that COCO's own archives make, captions and keypoints beside the boxes."""
     folder = tmp_path_factory.mktemp("coco")
     (folder / "annotations").mkdir()
     for split in ("train", "val"):
         file = scenes / "annotations" / f"instances_{split}.json"
         (folder / "annotations" / f"instances_{split}2017.json").write_bytes(file.read_bytes())
+        for other in ("captions", "person_keypoints"):
+            (folder / "annotations" / f"{other}_{split}2017.json").write_text('{"info": {}, "images": []}')
         (folder / f"{split}2017").symlink_to(scenes / "images" / split)
     return folder
 
@@ -145,8 +147,7 @@ def exchanged(name: str, folder: Path) -> dict:
     options, family = options_of(name), family_of(name)
     flags = {"teacher": saved_detector(family, folder / "teacher"), "image_size": 64, "max_steps": 1}
     flags |= {"per_device_train_batch_size": 2, "dataloader_num_workers": 0, "logging_steps": 1}
-    flags |= {key: 64 for key in ("teacher_image_size",) if key in options}
-    flags |= {key: 96 for key in ("max_image_size",) if key in options}
+    flags |= {key: 96 for key in ("max_image_size", "teacher_image_size") if key in options}
     if "student" in options:
         flags["student"] = saved_detector(family, folder / "student", decoder_layers=2, num_queries=8)
     else:
