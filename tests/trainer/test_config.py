@@ -84,3 +84,9 @@ def test_what_cannot_work_is_refused(tmp_path, options, told):
 def test_a_mapping_given_as_a_text_is_a_mapping(tmp_path):
     made = config(tmp_path, lr_scheduler_kwargs='{"num_cycles": 1}')
     assert made.given["lr_scheduler_kwargs"] == made.lr_scheduler_kwargs == {"num_cycles": 1}
+
+
+def test_the_schedules_arguments_are_part_of_what_a_resumed_run_must_keep(tmp_path):
+    one = config(tmp_path, lr_scheduler_kwargs={"num_cycles": 1}).trajectory()
+    assert one["lr_scheduler_kwargs"] == {"num_cycles": 1}
+    assert config(tmp_path).trajectory()["lr_scheduler_kwargs"] == {}

@@ -123,6 +123,7 @@ class DistillationConfig(TrainingArguments):
         """The settings that decide what a run learns, as plain values; how long it learns is not among them."""
         settings = {name: getattr(self, name) for name in _TRAJECTORY}
         images = self.train_batch_size * self.world_size * self.gradient_accumulation_steps
+        settings["lr_scheduler_kwargs"] = dict(self.lr_scheduler_kwargs or {})
         return {name: getattr(value, "value", value) for name, value in settings.items()} | {"images per step": images}
 
     def steps_for(self, images: int) -> int:
