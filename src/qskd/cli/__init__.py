@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
+from qskd.runs import processes
+
 COMMANDS: dict[str, str] = {
     "train": "train a detector plainly: a teacher, or a baseline",
     "distill": "train a student under a teacher (QSKD)",
@@ -27,10 +29,13 @@ ALONE = frozenset(["check", "compare", "demo", "inspect", "predict", "split"])
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the process's exit status (2 for bad input)."""
     try:
+        status = 1
         try:
-            return _run(arguments)
+            status = _run(arguments)
         finally:
+            processes.part(ended_well=status == 0)
             sys.stdout.flush()
+        return status
     except BrokenPipeError:  # as in `qskd env | head -1`
         # Python flushes once more at its end, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -54,8 +59,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         hint = f" Did you mean '{near[0]}'?" if near else ""
         print(f"qskd: unknown command '{given[0]}'.{hint} Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    world, rank = (int(os.environ.get(name) or least) for name, least in (("WORLD_SIZE", "1"), ("RANK", "0")))
-    name = f"qskd {given[0]}" + (f" (process {rank} of {world})" if world > 1 else "")
+    world = processes.world()
+    name = f"qskd {given[0]}" + (f" (process {processes.rank()} of {world})" if world > 1 else "")
     if world > 1 and given[0] in ALONE:
         print(f"{name}: works in one process. Run it without torchrun or accelerate launch.", file=sys.stderr)
         return 2

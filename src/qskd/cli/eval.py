@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qskd.cli.parsing import parse, rank, show
+from qskd.cli.parsing import parse, show
 from qskd.reporting.tables import metrics_line, percent, text_table
 from qskd.runs.evaluating import evaluate
 from qskd.runs.options import ModelOptions, SourceOptions
+from qskd.runs.processes import rank
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """Options from the command line and from ``--config run.yaml``; flags win over the file."""
 
 import json
-import os
 from argparse import Action
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
@@ -13,6 +12,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from qskd.errors import ConfigError
+from qskd.runs.processes import rank
 
 _NOTHING = ("", "~", "null", "Null", "NULL")  # YAML's ways of saying None
 
@@ -121,11 +121,6 @@ def _read_yaml(path: Path) -> dict[str, tuple[Any, Any]]:
 def _no_option(name: str, known: Sequence[str] | Mapping[str, Action]) -> str:
     near = get_close_matches(name.split("=")[0], known, n=1)
     return f"There is no option '{name}'." + (f" Did you mean '{near[0]}'?" if near else "")
-
-
-def rank() -> int:
-    """Which of the processes that a launcher started this is."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def show(line: str) -> None:

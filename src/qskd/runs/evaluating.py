@@ -1,6 +1,5 @@
 """Measuring a model on a split: `qskd eval`, and the last step of every run."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from qskd.models.adapter import DetrAdapter
 from qskd.models.relabel import to_student_classes
 from qskd.runs import building
 from qskd.runs.options import ModelOptions, SourceOptions
+from qskd.runs.processes import world
 
 
 def evaluate(model: ModelOptions, data: SourceOptions, *, split: str = "val", batch_size: int = 8) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def evaluate(model: ModelOptions, data: SourceOptions, *, split: str = "val", ba
 
 def launched() -> PartialState | None:
     """The processes that torchrun or accelerate launch started, connected; None where this one is alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if world() < 2:
         return None
     return PartialState(cpu=not torch.cuda.is_available())
 
@@ -86,8 +86,8 @@ def evaluate_keeping(
     label_map = LabelMap.between(adapter.id2label, index.class_names)
     dataset = building.evaluation_dataset(index, size)
     chosen = building.evenly(range(len(dataset)), first if first is not None else len(dataset))
-    rank, world = (processes.process_index, processes.num_processes) if processes else (0, 1)
-    batches = DataLoader(Subset(dataset, chosen[rank::world]), batch_size=batch_size, collate_fn=collate)
+    rank, count = (processes.process_index, processes.num_processes) if processes else (0, 1)
+    batches = DataLoader(Subset(dataset, chosen[rank::count]), batch_size=batch_size, collate_fn=collate)
     truth = index.ground_truth()
     evaluator = CocoEvaluator(truth, index.category_ids)
     metrics = evaluate_detector(

@@ -1,6 +1,5 @@
 """One training run, from options to a finished folder; `qskd train` and `qskd distill`."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from qskd.runs.ending import ending
 from qskd.runs.evaluating import detections_on, evaluate_keeping
 from qskd.runs.folder import RunFolder, changed_options, environment
 from qskd.runs.options import DataOptions, ModelOptions
+from qskd.runs.processes import on_this_machine
 from qskd.runs.starting import start_of
 from qskd.trainer import DistillationConfig, DistillationTrainer, UnlabeledImages, checkpoints
 
@@ -218,7 +218,7 @@ class Job:
 
 def loading_processes(config: DistillationConfig) -> int:
     """Processes of this machine that load images, of all training processes that a launcher started on it."""
-    return max(config.dataloader_num_workers, 1) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(config.dataloader_num_workers, 1) * on_this_machine()
 
 
 def measured_cost(adapter: DetrAdapter, size: ImageSize) -> dict[str, Any]:
