@@ -45,5 +45,7 @@ def evaluate_detector(
         evaluator.add(batch.image_ids, detections_of(view, batch.original_sizes))
     adapter.model.train(was_training)
     if accelerator is not None and accelerator.num_processes > 1:
-        evaluator.merge(gather_object([evaluator.state()]))
+        states = gather_object([evaluator.state()])
+        evaluator.reset()  # of an image that two processes saw, all of them keep the same detections
+        evaluator.merge(states)
     return evaluator.result(subset=subset)
