@@ -17,6 +17,7 @@ from qskd.errors import ConfigError, SavingError
 from qskd.evaluation.kept import KeptDetections
 from qskd.files import whole_file
 from qskd.trainer import checkpoints
+from qskd.trainer.agreement import decided
 from qskd.trainer.saving import recover
 
 _PATHS = frozenset(  # options that may name files or folders here
@@ -85,7 +86,7 @@ class RunFolder:
         return self.best if self.best.is_dir() else self.last
 
     def open(self, resume: str | bool | None) -> Path | None:
-        """Make the folder ready; the checkpoint to resume from, or None for a new run.
+        """Make the folder ready; the checkpoint to resume from, or None for a new run: the same in all processes.
 
         Args:
             resume: None, ``"true"`` / ``"last"`` for the latest complete checkpoint, or a checkpoint's folder.
@@ -93,16 +94,18 @@ class RunFolder:
         Raises:
             ConfigError: the folder holds a run and nobody asked to resume it; or there is nothing to resume from.
         """
+        return decided(lambda: self._ready(resume))
+
+    def _ready(self, resume: str | bool | None) -> Path | None:
         checkpoint = self._checkpoint(resume)
-        if self.is_main:
-            if checkpoint is None or not checkpoint.resolve().is_relative_to(self.path.resolve()):
-                self._refuse_other_run()
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ConfigError(f"--output_dir {self.path} cannot be made ({error.strerror}).") from error
-            self._check_writable()
-            recover(self.path)
+        if checkpoint is None or not checkpoint.resolve().is_relative_to(self.path.resolve()):
+            self._refuse_other_run()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--output_dir {self.path} cannot be made ({error.strerror}).") from error
+        self._check_writable()
+        recover(self.path)
         return checkpoint
 
     def _check_writable(self) -> None:

@@ -7,7 +7,6 @@ from pickle import UnpicklingError
 from typing import Any, NoReturn
 
 import torch
-from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -16,6 +15,7 @@ from transformers.trainer_utils import IntervalStrategy, TrainOutput
 from qskd.errors import CheckpointError, DataError, Interrupted, OutOfMemory, SavingError
 from qskd.files import mend, put
 from qskd.trainer import checkpoints, failures
+from qskd.trainer.agreement import decided
 from qskd.trainer.interruptions import EndAfterStep, EvaluationCut, Signals, is_whole, name_of
 
 KEPT = ("best", "last")  # models of a run folder
@@ -162,7 +162,7 @@ class SafeTrainer(Trainer):
     def settle(self, checkpoint: str) -> None:
         """The evaluation that the run was to make when it was cut off."""
         wanted = self.args.eval_strategy != IntervalStrategy.NO
-        if wanted and (Path(checkpoint) / checkpoints.EVALUATION_DUE).is_file():
+        if wanted and decided((Path(checkpoint) / checkpoints.EVALUATION_DUE).is_file):
             metrics = self._evaluate(None, None)
             self._determine_best_metric(metrics, None)
 
@@ -225,12 +225,10 @@ class BestBelongs(TrainerCallback):
     """Begins anew with the best AP where ``best/`` is not there: in another folder than the run was started in.
 
     Args:
-        trainer: asked for its processes; the first one looks.
-        best: the folder of the best weights.
+        best: the folder of the best weights; the first process looks.
     """
 
-    def __init__(self, trainer: Trainer, best: Path) -> None:
-        self.trainer = trainer
+    def __init__(self, best: Path) -> None:
         self.best = best
 
     def on_train_begin(
@@ -239,8 +237,5 @@ class BestBelongs(TrainerCallback):
         """Look whether what the checkpoint calls best is there."""
         if state.best_metric is None:
             return
-        is_there = [self.best.is_dir()]
-        if self.trainer.accelerator.num_processes > 1:
-            broadcast_object_list(is_there)
-        if not is_there[0]:
+        if not decided(self.best.is_dir):
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None

@@ -123,7 +123,7 @@ class DistillationTrainer(SafeTrainer):
         if self.args.early_stopping_patience > 0:
             self.add_callback(EarlyStopping(self.args.early_stopping_patience))
         if self.save_student is not None:
-            self.add_callback(BestBelongs(self, self.run_folder / "best"))
+            self.add_callback(BestBelongs(self.run_folder / "best"))
         self.add_callback(self.ending())
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> TrainOutput:
