@@ -277,7 +277,7 @@ class DistillationTrainer(SafeTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean of every loss part since the last entry."""
-        if "loss" in logs and self._part_sums:
+        if "loss" in logs and self._steps_in_sums:  # not _part_sums: one process alone may lack them
             logs |= self._mean_parts()
             self._part_sums, self._steps_in_sums = {}, 0
         super().log(logs, start_time)
@@ -285,8 +285,9 @@ class DistillationTrainer(SafeTrainer):
     def _mean_parts(self) -> dict[str, float]:
         """Mean of every part over steps and processes; a process lacks parts where its images held no object."""
         names = sorted(self._part_sums)
-        means = torch.stack([self._part_sums[name].float() for name in names]) / max(self._steps_in_sums, 1)
-        every = gather_object([dict(zip(names, means.tolist(), strict=True))])
+        means = [self._part_sums[name].float() / max(self._steps_in_sums, 1) for name in names]
+        own = torch.stack(means).tolist() if means else []
+        every = gather_object([dict(zip(names, own, strict=True))])
         return {
             name: sum(process.get(name, 0.0) for process in every) / len(every) for name in sorted(set().union(*every))
         }
