@@ -36,6 +36,7 @@ class StepTotals:
     num_images: float
     num_pairs: float  # objects that find a query: of an image with more objects than queries, as many as queries
     terms: Mapping[str, Tensor]  # each term's ``amount`` [A]
+    is_last: bool = False  # whether any process was told to end before the step; it rides along in the reduction
 
     @classmethod
     def of(
@@ -45,6 +46,7 @@ class StepTotals:
         *,
         num_queries: int,
         accelerator: Accelerator | None = None,
+        is_last: bool = False,
     ) -> "StepTotals":
         """Totals of a step's micro-batches; one reduction over processes where there are several.
 
@@ -53,6 +55,7 @@ class StepTotals:
             prepared: what the terms prepared for each of them; empty without a teacher.
             num_queries: Q of the student.
             accelerator: knows the other processes.
+            is_last: whether this process was told to end.
         """
         counts = [count for batch in batches for count in batch.targets.counts]
         boxes, images = float(sum(counts)), float(len(counts))
@@ -61,12 +64,14 @@ class StepTotals:
         amounts = [torch.stack([made[name].amount for made in prepared]).sum(0) for name in names]
         world = accelerator.num_processes if accelerator is not None else 1
         if accelerator is not None and world > 1:
-            flat = torch.cat([torch.tensor([boxes, images, pairs], device=accelerator.device), *amounts])
+            flat = torch.cat([torch.tensor([boxes, images, pairs, is_last], device=accelerator.device), *amounts])
             flat = accelerator.reduce(flat, reduction="sum")
-            boxes, images, pairs = flat[:3].tolist()
+            boxes, images, pairs, told = flat[:4].tolist()
+            is_last = told > 0
             ends = torch.tensor([len(amount) for amount in amounts]).cumsum(0).tolist()
-            amounts = list((flat[3:] / world).tensor_split(ends[:-1])) if amounts else []
-        return cls(max(boxes, 1.0) / world, images / world, pairs / world, dict(zip(names, amounts, strict=True)))
+            amounts = list((flat[4:] / world).tensor_split(ends[:-1])) if amounts else []
+        terms = dict(zip(names, amounts, strict=True))
+        return cls(max(boxes, 1.0) / world, images / world, pairs / world, terms, is_last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,11 +248,16 @@ class Distiller(nn.Module):
         return loss, parts
 
     def totals(
-        self, batches: Sequence[Batch], teachings: Sequence[Teaching | None], accelerator: Accelerator | None = None
+        self,
+        batches: Sequence[Batch],
+        teachings: Sequence[Teaching | None],
+        accelerator: Accelerator | None = None,
+        is_last: bool = False,
     ) -> StepTotals:
         """The normalisers of an optimiser step with these micro-batches; see ``StepTotals.of``."""
         prepared = [teaching.prepared for teaching in teachings if teaching is not None]
-        return StepTotals.of(batches, prepared, num_queries=self.adapter.num_queries, accelerator=accelerator)
+        queries = self.adapter.num_queries
+        return StepTotals.of(batches, prepared, num_queries=queries, accelerator=accelerator, is_last=is_last)
 
     def one_term(self, batch: Batch, totals: StepTotals, teaching: Teaching, name: str) -> Tensor:
         """The weighted loss of one distillation term alone, with its graph."""

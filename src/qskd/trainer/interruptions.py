@@ -75,12 +75,20 @@ class EndAfterStep(TrainerCallback):
     """Ends the run after a step that was logged and saved, when that was asked for; the last of all callbacks.
 
     Args:
-        asked: whether to end; asked once a step in every process.
+        in_step: whether to end; asked once a step in every process.
+        asked: the same as it is by now; asked at the end of an epoch, and so at the end of training.
         owe: takes whether an evaluation after this step is left out.
         end: raises what ends the run.
     """
 
-    def __init__(self, asked: Callable[[], bool], owe: Callable[[bool], None], end: Callable[[], NoReturn]) -> None:
+    def __init__(
+        self,
+        in_step: Callable[[], bool],
+        asked: Callable[[], bool],
+        owe: Callable[[bool], None],
+        end: Callable[[], NoReturn],
+    ) -> None:
+        self.in_step = in_step
         self.asked = asked
         self.owe = owe
         self.end = end
@@ -88,25 +96,25 @@ class EndAfterStep(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask; the end of an epoch is left to ``on_epoch_end``, where its evaluation is known to be due."""
-        if not is_whole(state.epoch):
-            self._ask(control)
+        if not is_whole(state.epoch) and self.in_step():
+            self._leave(control)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Ask, as after every step."""
-        self._ask(control)
+        if self.asked():
+            self._leave(control)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The checkpoint is there."""
         if self._is_ending:
             self.end()
 
-    def _ask(self, control: TrainerControl) -> None:
-        if self.asked():
-            self._is_ending = True
-            self.owe(control.should_evaluate)
-            control.should_evaluate, control.should_save = False, True
+    def _leave(self, control: TrainerControl) -> None:
+        self._is_ending = True
+        self.owe(control.should_evaluate)
+        control.should_evaluate, control.should_save = False, True
 
 
 def is_whole(epoch: float | None) -> bool:

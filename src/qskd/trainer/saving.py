@@ -36,6 +36,7 @@ class SafeTrainer(Trainer):
 
     run_folder: Path
     batch_shape: tuple[int, ...] | None = None  # [images, 3, H, W] of the newest micro-batch
+    step_is_last = False  # whether a signal had come, to any process, when the step began
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -48,10 +49,14 @@ class SafeTrainer(Trainer):
 
     def ending(self) -> TrainerCallback:
         """The callback that heeds signals."""
-        return EndAfterStep(self.asked_to_end, self._owe, self._end)
+        return EndAfterStep(self._asked_before_step, self.asked_to_end, self._owe, self._end)
+
+    def _asked_before_step(self) -> bool:
+        """As ``asked_to_end``, but of several processes what they told each other when the step began."""
+        return self.step_is_last if self.accelerator.num_processes > 1 else self.asked_to_end()
 
     def asked_to_end(self) -> bool:
-        """Whether a signal came, in any process; asked equally often in all of them."""
+        """Whether a signal came, in any process; asked equally often in all of them, which costs a reduction."""
         if self.accelerator.num_processes == 1:
             return self.signals.received is not None
         if self.signals.received is not None:

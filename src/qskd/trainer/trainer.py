@@ -153,7 +153,8 @@ class DistillationTrainer(SafeTrainer):
             unlabeled = self._label(device, len(batches))
         learnt = [*batches, *(one.detected for one in unlabeled if one is not None and one.detected is not None)]
         taught = [*teachings, *(one.teaching for one in unlabeled if one is not None)]
-        totals = self.distiller.totals(learnt, taught, self.accelerator)
+        totals = self.distiller.totals(learnt, taught, self.accelerator, is_last=self.signals.received is not None)
+        self.step_is_last = totals.is_last
         inputs = [
             StepInput(batch, teaching, totals, more)
             for batch, teaching, more in zip(batches, teachings, unlabeled, strict=True)
