@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,20 +22,36 @@ from safetensors.torch import load_file
 from torch import nn
 
 import qskd
-from builders_runs import tiny_run
+from builders_runs import entries_of, tiny_run
 from qskd.evaluation.kept import KeptDetections
 
 pytestmark = pytest.mark.slow
 
 WORKER = """
-import json, sys
+import json, os, signal, sys
+from pathlib import Path
 import qskd
+from qskd.errors import Interrupted
+from qskd.runs.processes import part
+from qskd.trainer import DistillationTrainer
 from torch import nn
 learning = nn.BatchNorm2d.train
+read = DistillationTrainer.get_batch_samples
+def telling(step):
+    def told(self, *given):
+        if self.state.global_step + 1 == step and os.environ["RANK"] == "0":
+            os.kill(os.getpid(), signal.SIGINT)
+        return read(self, *given)
+    return told
 for command, options in json.load(open(sys.argv[1])):
     still = options.pop("still_batch_norms", False)
     nn.BatchNorm2d.train = (lambda self, mode=True: nn.Module.train(self, False)) if still else learning
-    getattr(qskd, command)(**options)
+    DistillationTrainer.get_batch_samples = telling(options.pop("ctrl_c_in_step", -1))
+    try:
+        getattr(qskd, command)(**options)
+    except Interrupted as end:
+        Path(options["output_dir"], f"end_of_{os.environ['RANK']}.txt").write_text(f"{int(end.signal)}: {end}")
+part(ended_well=True)
 """
 FAILING = """
 import sys, time
@@ -51,6 +68,22 @@ def broken(self, *given):
     return read(self, *given)
 DistillationTrainer.get_batch_samples = broken
 sys.exit(main(sys.argv[1:]))
+"""
+TOLD = """
+import os, signal, sys
+from qskd.cli import main
+from qskd.trainer import trainer
+until = trainer.until
+def told(asked, batches):
+    for place, batch in enumerate(until(asked, batches)):
+        if place == 0 and os.environ["RANK"] == "1" and asked.__self__.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield batch
+trainer.until = told
+status = main(sys.argv[1:])
+threads = [open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")]
+print("status", status, "threads", [name for name in threads if "gloo" in name], flush=True)
+sys.exit(status)
 """
 TEACHER = Path(qskd.__file__).parent / "assets" / "demo_teacher"
 
@@ -113,8 +146,39 @@ def one(scenes, tiny_folders, tmp_path_factory) -> Path:
     return qskd.distill(**tiny_run(tmp_path_factory.mktemp("one") / "run", scenes, **options)).folder
 
 
+def measured_options() -> dict[str, Any]:
+    """A student that draws random queries in every step, measured after each second one."""
+    return {
+        "teacher": str(TEACHER),
+        "student_decoder_layers": 1,
+        "image_size": 128,
+        "max_steps": 4,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 2,  # of 6 images: each process has two batches
+        "preflight": False,
+    }
+
+
 @pytest.fixture(scope="module")
-def jobs(scenes, lonely, tiny_folders, still_teacher, one, tmp_path_factory) -> dict[str, tuple[str, dict[str, Any]]]:
+def told(scenes, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A run, and how it ended, of whose two processes one got SIGTERM amid the evaluation after step 2."""
+    folder = tmp_path_factory.mktemp("told")
+    (folder / "worker.py").write_text(TOLD)
+    options = tiny_run(folder / "run", scenes, **measured_options())
+    flags = [f"--{name}={value}" for name, value in options.items() if name != "preflight"]
+    done = launch(folder / "worker.py", "distill", *flags, "--no-preflight")
+    kept = shutil.copytree(folder / "run", folder / "kept")  # the run will go on
+    return kept, done
+
+
+@pytest.fixture(scope="module")
+def jobs(
+    scenes, lonely, tiny_folders, still_teacher, one, told, tmp_path_factory
+) -> dict[str, tuple[str, dict[str, Any]]]:
     """Command and options by name; each process takes ``per_device_train_batch_size`` images."""
     folder = tmp_path_factory.mktemp("two")
 
@@ -153,6 +217,11 @@ def jobs(scenes, lonely, tiny_folders, still_teacher, one, tmp_path_factory) -> 
         "per_device_eval_batch_size": 4,  # of 6 images: the last batch is filled up with repeated ones
     }
     made["evaluated"] = ("train", job("evaluated", scenes, 2, **measured))
+    made["whole"] = ("distill", job("whole", scenes, 2, **measured_options()))
+    made["ended"] = ("distill", job("ended", scenes, 2, ctrl_c_in_step=3, **measured_options()))
+    again = measured_options() | {"resume_from_checkpoint": "last"}
+    made["gone-on"] = ("distill", job("ended", scenes, 2, **again))
+    made["told-gone-on"] = ("distill", job("told", scenes, 2, **again) | {"output_dir": str(told[0].parent / "run")})
     return made
 
 
@@ -265,6 +334,42 @@ def test_an_error_of_one_process_ends_both_at_once(scenes, tiny_folders, tmp_pat
     assert "qskd distill (process 1 of 2): a.jpg cannot be read" in done.stderr
     assert ended - float(re.search(r"failed at ([\d.]+)", done.stdout).group(1)) < 60
     assert done.stdout.count("images: ") == 1
+
+
+def test_a_signal_to_one_process_amid_an_evaluation_ends_both(told):
+    """After the step it has made, with a checkpoint, the status of the signal, and no thread left that could abort."""
+    run, done = told
+    assert done.returncode == 1  # torchrun's own
+    assert done.stdout.count("status 143 threads []") == 2
+    for process in (0, 1):
+        assert f"qskd distill (process {process} of 2): ended by SIGTERM after step 2. The last" in done.stderr
+    assert "Traceback" not in done.stderr.partition("elastic")[0]
+    kept = run / "checkpoints" / "checkpoint-2"
+    assert {"evaluation_due", "rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in kept.iterdir()}
+    assert [len(losses(run)), (run / "best").exists()] == [2, False]
+
+
+def test_a_signal_to_one_process_amid_training_ends_both_after_the_step(two):
+    for process in (0, 1):
+        said = (two["ended"] / f"end_of_{process}.txt").read_text()
+        assert said.startswith(f"{int(signal.SIGINT if process == 0 else signal.SIGTERM)}: ended by ")
+        assert "after step 3. The last complete checkpoint is" in said
+
+
+@pytest.mark.parametrize("job", ["gone-on", "told-gone-on"])
+def test_two_processes_that_were_told_to_end_go_on_as_if_they_had_not(two, job):
+    """Weights, losses and what was measured, bit for bit."""
+    for name in ("distiller", "average"):
+        weights, wanted = (
+            load_file(two[run] / "checkpoints" / "checkpoint-4" / f"{name}.safetensors") for run in (job, "whole")
+        )
+        assert weights.keys() == wanted.keys()
+        assert all(torch.equal(weights[key], wanted[key]) for key in wanted)
+    assert losses(two[job]) == losses(two["whole"])
+    assert entries_of(two[job], "eval_AP") == entries_of(two["whole"], "eval_AP")
+    assert (two[job] / "best" / "model.safetensors").read_bytes() == (
+        two["whole"] / "best" / "model.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("family", ["rt_detr", "d_fine"])
