@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from qskd.files import whole_file, write_whole
 from qskd.reporting.pictures import class_colour, data_uri
 from qskd.reporting.query_figures import ROLE_COLOURS, depth_figures, layer_figures, save_png
 from qskd.reporting.query_pictures import draw_close_up, draw_heat, draw_pairs, draw_queries
@@ -84,7 +85,8 @@ def write_inspection(folder: Path, subject: Subject, numbers: Numbers, scenes: S
         old.unlink()
     files = InspectionFiles(folder / "inspect.html", folder / "inspect.json", pictures)
     shown = [_show(place, scene, pictures) for place, scene in enumerate(scenes, start=1)]
-    save_png(numbers, subject.threshold, pictures / "statistics.png")
+    with whole_file(pictures / "statistics.png") as fresh:
+        save_png(numbers, subject.threshold, fresh)
     count = len(numbers.layers)
     facts = {
         "title": "What a teacher's queries see",
@@ -102,9 +104,9 @@ def write_inspection(folder: Path, subject: Subject, numbers: Numbers, scenes: S
         "has_pairs": subject.student is not None and any(scene.pairs for scene in scenes),
     }
     text = page_environment().get_template("inspect.html.jinja").render(facts)
-    files.html.write_text(text, encoding="utf-8")
+    write_whole(files.html, text)
     content = as_dict(subject, numbers, scenes)
-    files.json.write_text(json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(files.json, json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n")
     return files
 
 
@@ -127,7 +129,8 @@ def _show(place: int, scene: Scene, folder: Path) -> _SceneShown:
     """The panels of an image, each written as PNG, too."""
 
     def saved(kind: str, image: Image.Image) -> str:
-        image.save(folder / f"image_{place}_{kind}.png")
+        with whole_file(folder / f"image_{place}_{kind}.png") as fresh:
+            image.save(fresh, "PNG")
         return data_uri(image)
 
     names = [scene.class_names[label] for label in scene.labels]

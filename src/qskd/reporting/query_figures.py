@@ -67,7 +67,7 @@ def save_png(numbers: Numbers, threshold: float | None, path: Path) -> None:
             for role, name in ROLE_NAMES.items()
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-        figure.savefig(path, dpi=130, facecolor="white")
+        figure.savefig(path, format="png", dpi=130, facecolor="white")
 
 
 def _of_layer(layer: LayerNumbers, threshold: float | None) -> list[tuple[str, str, Draw]]:

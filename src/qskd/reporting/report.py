@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from qskd.evaluation.error_types import TYPES
+from qskd.files import write_whole
 from qskd.reporting import curves, plots, tables
 from qskd.reporting.compare import Findings
 from qskd.reporting.groups import Group, finite, group_runs, teacher_title, teachers_of
@@ -88,10 +89,10 @@ def write_report(
     environment = page_environment()
     for path in (files.html, files.markdown):
         text = environment.get_template(f"{path.name}.jinja").render(facts)
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     content = {"qskd": version("qskd"), **findings.as_dict(), "runs": [_settings(run) for run in runs]}
     content["picture_notes"] = list(pictures.notes)
-    files.json.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(files.json, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     return files
 
 

@@ -10,6 +10,7 @@ from qskd.data.images import read_image
 from qskd.data.index import DetectionIndex
 from qskd.errors import QskdError
 from qskd.evaluation.coco_map import Detections
+from qskd.files import whole_file
 from qskd.reporting.closeup import CloseUp, Extremes, ImageGain
 from qskd.reporting.pictures import SCORE, Objects, class_colour, data_uri, detection_sheet, draw_objects, shown
 from qskd.reporting.report import Panel, Pictures, PictureSet
@@ -97,8 +98,8 @@ def draw_pictures(
     try:
         columns = _columns(index, chosen, found, positions)
         panels = drawn(index, positions, columns)
-        sheet.parent.mkdir(parents=True, exist_ok=True)
-        detection_sheet(panels, [column.title for column in columns]).save(sheet, quality=88)
+        with whole_file(sheet) as fresh:
+            detection_sheet(panels, [column.title for column in columns]).save(fresh, "JPEG", quality=88)
         rows = _rows([index.images.file_names[at] for at in positions], panels, columns, index.class_names)
         sets, more = _sets(index, chosen, found, closeup)
     except QskdError as error:

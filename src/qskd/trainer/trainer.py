@@ -23,7 +23,7 @@ from qskd.distiller import Distiller, StepTotals, TeacherSide, Teaching, Unlabel
 from qskd.errors import NonFiniteLoss
 from qskd.evaluation.coco_map import CocoEvaluator
 from qskd.evaluation.streaming import evaluate_detector
-from qskd.files import whole_folder
+from qskd.files import whole_file, whole_folder
 from qskd.models.adapter import DetrAdapter
 from qskd.trainer import checkpoints
 from qskd.trainer.callbacks import AverageCallback, Console, DataEpoch, EarlyStopping, MetricsFile
@@ -223,19 +223,17 @@ class DistillationTrainer(SafeTrainer):
     def _stop(self, inputs: StepInput, parts: dict[str, float]) -> None:
         """Save the batch that made the loss non-finite, and leave."""
         path = self.run_folder / f"nonfinite_step{self.state.global_step + 1}.pt"
-        path.parent.mkdir(parents=True, exist_ok=True)
         batch = inputs.batch
-        torch.save(
-            {
-                "image_ids": batch.image_ids,
-                "pixels": batch.pixels.cpu(),
-                "content": batch.content.cpu(),
-                "labels": batch.targets.labels.cpu(),
-                "boxes": batch.targets.boxes.cpu(),
-                "parts": parts,
-            },
-            path,
-        )
+        content = {
+            "image_ids": batch.image_ids,
+            "pixels": batch.pixels.cpu(),
+            "content": batch.content.cpu(),
+            "labels": batch.targets.labels.cpu(),
+            "boxes": batch.targets.boxes.cpu(),
+            "parts": parts,
+        }
+        with whole_file(path) as fresh:
+            torch.save(content, fresh)
         guilty = [name for name, value in parts.items() if value - value != 0.0]
         raise NonFiniteLoss(
             f"The loss at step {self.state.global_step + 1} is not finite: {', '.join(guilty)}. The batch (images "
