@@ -147,3 +147,12 @@ def test_a_run_without_validation_images_does_not_evaluate(tmp_path, scenes):
     trainer.train()
     assert entries_of(tmp_path, "eval_AP50") == []
     assert not (tmp_path / "best").exists()
+
+
+def test_a_process_without_any_loss_part_still_joins_the_mean(tmp_path, scenes, monkeypatch):
+    """Its images held no object, and another process waits for it."""
+    trainer = trainer_of(tmp_path, scenes, adapter_of("detr"))
+    monkeypatch.setattr("qskd.trainer.trainer.gather_object", lambda own: [*own, {"loss_box": 3.0}])
+    trainer._steps_in_sums = 2
+    trainer.log({"loss": 1.0})
+    assert entries_of(tmp_path)[-1]["loss_box"] == 1.5

@@ -98,6 +98,8 @@ class RunFolder:
 
     def _ready(self, resume: str | bool | None) -> Path | None:
         checkpoint = self._checkpoint(resume)
+        if not self.is_main:
+            return checkpoint
         if checkpoint is None or not checkpoint.resolve().is_relative_to(self.path.resolve()):
             self._refuse_other_run()
         try:
