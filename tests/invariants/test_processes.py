@@ -71,12 +71,15 @@ sys.exit(main(sys.argv[1:]))
 """
 TOLD = """
 import os, signal, sys
+from torch.multiprocessing import active_children
 from qskd.cli import main
 from qskd.trainer import trainer
 until = trainer.until
 def told(asked, batches):
     for place, batch in enumerate(until(asked, batches)):
         if place == 0 and os.environ["RANK"] == "1" and asked.__self__.state.global_step == 2:
+            for loading in active_children():  # as a scheduler does that sends it to every process of a job
+                os.kill(loading.pid, signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
         yield batch
 trainer.until = told
@@ -165,12 +168,12 @@ def measured_options() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def told(scenes, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A run, and how it ended, of whose two processes one got SIGTERM amid the evaluation after step 2."""
+    """A run, and how it ended, of whose two processes one, and what loads its images, got SIGTERM in an evaluation."""
     folder = tmp_path_factory.mktemp("told")
     (folder / "worker.py").write_text(TOLD)
     options = tiny_run(folder / "run", scenes, **measured_options())
     flags = [f"--{name}={value}" for name, value in options.items() if name != "preflight"]
-    done = launch(folder / "worker.py", "distill", *flags, "--no-preflight")
+    done = launch(folder / "worker.py", "distill", *flags, "--no-preflight", "--dataloader_num_workers=1")
     kept = shutil.copytree(folder / "run", folder / "kept")  # the run will go on
     return kept, done
 

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
@@ -53,6 +54,22 @@ class Signals:
 def name_of(number: int) -> str:
     """A signal as people call it."""
     return _NAMES.get(signal.Signals(number), signal.Signals(number).name)
+
+
+def shield(loader: Any) -> Any:
+    """A loader whose processes go on at a SIGTERM, which a scheduler sends to every process of a job.
+
+    They end with the process that they load for: it tells them to, and they look whether it is still there.
+    """
+    inner = getattr(loader, "base_dataloader", loader)  # accelerate's has it inside
+    inner.worker_init_fn = partial(_go_on, inner.worker_init_fn)
+    return loader
+
+
+def _go_on(begin: Callable[[int], Any] | None, worker: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if begin is not None:
+        begin(worker)
 
 
 class EvaluationCut(Exception):

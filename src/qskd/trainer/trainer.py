@@ -29,7 +29,7 @@ from qskd.trainer import checkpoints
 from qskd.trainer.callbacks import AverageCallback, Console, DataEpoch, EarlyStopping, MetricsFile
 from qskd.trainer.config import DistillationConfig
 from qskd.trainer.ema import ModelAverage
-from qskd.trainer.interruptions import until
+from qskd.trainer.interruptions import shield, until
 from qskd.trainer.saving import BestBelongs, SafeTrainer
 
 
@@ -299,11 +299,15 @@ class DistillationTrainer(SafeTrainer):
         adapter = self.distiller.adapter
         return adapter.rebind(self.average.model) if self.average is not None else adapter
 
+    def get_train_dataloader(self) -> Any:
+        """As the base class; a scheduler's SIGTERM does not end the processes that load."""
+        return shield(super().get_train_dataloader())
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """As the base class, with every image: ``dataloader_drop_last`` is about training."""
         dropped, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            return shield(super().get_eval_dataloader(eval_dataset))
         finally:
             self.args.dataloader_drop_last = dropped
 
