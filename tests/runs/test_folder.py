@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from builders_runs import complete_checkpoint
@@ -208,3 +209,13 @@ def test_the_environment_names_what_a_result_depends_on():
     found = environment()
     assert {"python", "platform", "qskd", "torch", "transformers", "numpy"} <= found.keys()
     assert "not installed" not in found.values()
+
+
+def test_all_processes_go_on_from_the_checkpoint_that_the_first_one_chose(tmp_path, monkeypatch):
+    """Another one may look when the first has brought back what a kill had left half moved."""
+    wanted = checkpoint(tmp_path, 2)
+    checkpoint(tmp_path, 4)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda found, src: found.__setitem__(0, wanted))
+    assert RunFolder(tmp_path, is_main=False).open("last") == wanted
