@@ -57,7 +57,7 @@ def name_of(number: int) -> str:
 
 
 def shield(loader: Any) -> Any:
-    """A loader whose processes go on at a SIGTERM, which a scheduler sends to every process of a job.
+    """A loader whose processes go on at a signal, which torchrun and schedulers send to every process of a job.
 
     They end with the process that they load for: it tells them to, and they look whether it is still there.
     """
@@ -67,7 +67,8 @@ def shield(loader: Any) -> Any:
 
 
 def _go_on(begin: Callable[[int], Any] | None, worker: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _NAMES:
+        signal.signal(number, signal.SIG_IGN)
     if begin is not None:
         begin(worker)
 

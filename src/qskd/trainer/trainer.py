@@ -300,7 +300,7 @@ class DistillationTrainer(SafeTrainer):
         return adapter.rebind(self.average.model) if self.average is not None else adapter
 
     def get_train_dataloader(self) -> Any:
-        """As the base class; a scheduler's SIGTERM does not end the processes that load."""
+        """As the base class; a signal does not end the processes that load."""
         return shield(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
