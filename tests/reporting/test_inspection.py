@@ -170,3 +170,16 @@ def test_a_limit_that_cuts_off_many_is_told():
 @pytest.mark.usefixtures("no_charts")
 def test_without_labels_the_key_says_whose_objects_these_are(tmp_path):
     assert "object, detected by the teacher itself" in write(tmp_path, is_labelled=False).html.read_text("utf-8")
+
+
+def test_a_page_that_cannot_be_finished_leaves_the_former_one(tmp_path, monkeypatch):
+    def full(path):
+        raise OSError("no room")
+
+    files = write(tmp_path)
+    before = files.html.read_bytes(), files.json.read_bytes()
+    monkeypatch.setattr("qskd.files.to_disk", full)
+    with pytest.raises(OSError, match="no room"):
+        write(tmp_path, scenes=[])
+    assert (files.html.read_bytes(), files.json.read_bytes()) == before
+    assert not list(tmp_path.rglob(".*"))

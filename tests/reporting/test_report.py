@@ -160,3 +160,15 @@ def test_seeds_are_summed_up_with_their_deviation(tmp_path):
 )
 def test_charts_show_what_was_logged(log, titles):
     assert [drawn.title for drawn in charts_of([record("r", log=log)])] == titles
+
+
+def test_a_report_that_cannot_be_finished_leaves_the_former_one(tmp_path, monkeypatch):
+    def full(path):
+        raise OSError("no room")
+
+    write(tmp_path, evil_runs())
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr("qskd.files.to_disk", full)
+    with pytest.raises(OSError, match="no room"):
+        write(tmp_path, evil_runs(), Pictures())
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
