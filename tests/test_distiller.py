@@ -92,10 +92,16 @@ class TwoProcesses:
 def test_every_process_divides_by_its_share():
     """Gradients are averaged over processes: 5 + 4 objects, 2 + 2 images, 3 + 4 pairs with 3 queries, halved."""
     amounts = [{"a": prepared(1.0, 2.0), "b": prepared(5.0)}]
-    other: Any = TwoProcesses([4.0, 2.0, 4.0, 3.0, 6.0, 7.0])
+    other: Any = TwoProcesses([4.0, 2.0, 4.0, 0.0, 3.0, 6.0, 7.0])
     totals = StepTotals.of([random_batch(objects=(5, 0))], amounts, num_queries=3, accelerator=other)
     assert (totals.num_boxes, totals.num_images, totals.num_pairs) == (4.5, 2.0, 3.5)
     assert {name: amount.tolist() for name, amount in totals.terms.items()} == {"a": [2.0, 4.0], "b": [6.0]}
+
+
+@pytest.mark.parametrize(("own", "other", "found"), [(False, 0.0, False), (True, 0.0, True), (False, 1.0, True)])
+def test_all_processes_hear_in_a_step_that_one_was_told_to_end(own, other, found):
+    told: Any = TwoProcesses([4.0, 2.0, 4.0, other])
+    assert StepTotals.of([random_batch()], [], num_queries=3, accelerator=told, is_last=own).is_last is found
 
 
 # ---- a step ----------------------------------------------------------------------------------------------
