@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from qskd.errors import QskdError as QskdError
     from qskd.models.loading import load_model as load_model
+    from qskd.runs.api import cache_teacher as cache_teacher
     from qskd.runs.api import distill as distill
     from qskd.runs.api import evaluate as evaluate
     from qskd.runs.api import inspect as inspect
@@ -21,6 +22,7 @@ _PUBLIC = {
     "DistillationConfig": "qskd.trainer",
     "DistillationTrainer": "qskd.trainer",
     "QskdError": "qskd.errors",
+    "cache_teacher": "qskd.runs.api",
     "compare": "qskd.runs.comparing",
     "distill": "qskd.runs.api",
     "evaluate": "qskd.runs.api",

@@ -7,6 +7,7 @@ optimised and checkpointed.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -102,6 +103,19 @@ class Unlabeled:
     teaching: Teaching
 
 
+class Teacher(Protocol):
+    """Whatever turns batches into lessons."""
+
+    def to(self, device: torch.device) -> None:
+        """Give lessons on this device from now on."""
+
+    def teach(self, batch: Batch) -> Teaching:
+        """The teacher's side of one micro-batch."""
+
+    def label(self, batch: Batch, threshold: float, *, sample: torch.Generator | None) -> Unlabeled:
+        """The same for images without annotations, see ``TeacherSide.label``."""
+
+
 class TeacherSide:
     """A frozen teacher that turns batches into lessons. Not a module: nothing of it is trained or saved.
 
@@ -124,6 +138,10 @@ class TeacherSide:
         self.selection = selection
         self.terms = terms
         self._needs_attention = any(Need.ATTENTION in term.needs for term in terms.values())
+
+    def to(self, device: torch.device) -> None:
+        """Move the teacher."""
+        self.adapter.model.to(device)
 
     @torch.no_grad()
     def teach(self, batch: Batch) -> Teaching:

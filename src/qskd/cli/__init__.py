@@ -12,6 +12,7 @@ from qskd.runs import processes
 COMMANDS: dict[str, str] = {
     "train": "train a detector plainly: a teacher, or a baseline",
     "distill": "train a student under a teacher (QSKD)",
+    "cache": "run the teacher once and keep its answers, for distill --teacher_cache",
     "eval": "COCO metrics of a model on a split",
     "predict": "boxes on images and videos, drawn and as COCO results",
     "check": "look at a data set: counts, problems, a clean copy",

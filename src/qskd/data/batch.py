@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+Variation = tuple[int, int]
+"""(epoch, position in the data): which augmentation of which image."""
+
 
 @dataclass(frozen=True, slots=True)
 class Targets:
@@ -85,13 +88,14 @@ class Batch:
     image_ids: tuple[int, ...]  # ids of the annotation file
     original_sizes: tuple[tuple[int, int], ...]  # (height, width) of the image files, in pixels
     teacher_images: Images | None = None  # the same content at the teacher's own size, if it has one
+    variations: tuple[Variation, ...] = ()  # of each image; empty where images are not varied
 
     def for_teacher(self) -> "Batch":
         """What the teacher sees: the same objects in the same images, at its own size if it has one."""
         if self.teacher_images is None:
             return self
         pixels, content = self.teacher_images.pixels, self.teacher_images.content
-        return Batch(pixels, content, self.targets, self.image_ids, self.original_sizes)
+        return Batch(pixels, content, self.targets, self.image_ids, self.original_sizes, variations=self.variations)
 
     @property
     def is_padded(self) -> bool:
@@ -115,6 +119,7 @@ class Batch:
             self.image_ids,
             self.original_sizes,
             self.teacher_images.to(device, non_blocking=non_blocking) if self.teacher_images else None,
+            self.variations,
         )
 
     def __len__(self) -> int:
@@ -131,6 +136,7 @@ class Sample:
     image_id: int
     original_size: tuple[int, int]  # (height, width) of the image file, in pixels
     teacher_pixels: Tensor | None = None  # [3, h', w'] uint8, the same content at the teacher's own size
+    variation: Variation | None = None
 
 
 def collate(samples: Sequence[Sample], *, multiple_of: int = 1) -> Batch:
@@ -150,6 +156,7 @@ def collate(samples: Sequence[Sample], *, multiple_of: int = 1) -> Batch:
         tuple(sample.image_id for sample in samples),
         tuple(sample.original_size for sample in samples),
         _side_by_side(theirs, multiple_of) if theirs else None,
+        tuple(sample.variation for sample in samples if sample.variation is not None),
     )
 
 

@@ -1,6 +1,7 @@
 """An index with pixels: what a DataLoader's workers read, the same whatever their number."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -54,23 +55,30 @@ class DetectionDataset(Dataset[Sample]):
         self.cache = cache
         self.seed = seed
         self.decode_at_least = decode_at_least
+        self._replayed: int | None = None
         self._epoch = torch.zeros((), dtype=torch.long)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
 
     @property
     def epoch(self) -> int:
         """The epoch whose augmentations are drawn."""
-        return int(self._epoch)
+        epoch = int(self._epoch)
+        return epoch if self._replayed is None else epoch % self._replayed
 
     def set_epoch(self, epoch: int) -> None:
         """Draw other augmentations from now on, in running workers too."""
         self._epoch.fill_(epoch)
 
+    def replay(self, epochs: int, seed: int) -> None:
+        """Draw the augmentations of the first ``epochs`` epochs (>= 1) of another seed, over and over again."""
+        self._replayed, self.seed = epochs, seed
+
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, position: int) -> Sample:
-        return self._sample(position, (self.seed, self.epoch, position))
+        epoch = self.epoch
+        return replace(self._sample(position, (self.seed, epoch, position)), variation=(epoch, position))
 
     def _sample(self, position: int, key: tuple[int, ...]) -> Sample:
         """The image at a position, varied by random numbers that depend on the key alone."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import UnionType
-from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
 from qskd.errors import ConfigError, UnsupportedNeed
 from qskd.losses import TERMS
@@ -54,8 +54,13 @@ class MethodSettings:
 class DetrFacts(Protocol):
     """What a term has to know of a model before it has read anything; every adapter knows it."""
 
-    family: ClassVar[str]
-    provides: ClassVar[frozenset[Need]]
+    @property
+    def family(self) -> str:
+        """``config.model_type``."""
+
+    @property
+    def provides(self) -> frozenset[Need]:
+        """What its views hold."""
 
     @property
     def num_layers(self) -> int:

@@ -22,6 +22,7 @@ _UNIMPORTANT = frozenset(  # options that say where, not how: runs that differ i
         "model",
         "student",
         "teacher",
+        "teacher_cache",
         "preflight",
         "disable_tqdm",
         "report_to",

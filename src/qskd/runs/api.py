@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from qskd.errors import ConfigError
-from qskd.runs import distilling, evaluating, inspecting, predicting, training
+from qskd.runs import caching_teacher, distilling, evaluating, inspecting, predicting, training
+from qskd.runs.caching_teacher import Cached
 from qskd.runs.inspecting import Inspected, InspectOptions
-from qskd.runs.options import DataOptions, MethodOptions, ModelOptions, PairOptions, SourceOptions
+from qskd.runs.options import CacheOptions, DataOptions, MethodOptions, ModelOptions, PairOptions, SourceOptions
 from qskd.runs.predicting import Predicted, PredictOptions
 from qskd.runs.training import RunResult
 from qskd.trainer import DistillationConfig
@@ -47,6 +48,28 @@ def distill(**options: Any) -> RunResult:
     """
     pair, data, method, config = _split(options, (PairOptions, DataOptions, MethodOptions, DistillationConfig))
     return distilling.distill(pair, data, method, config)
+
+
+def cache_teacher(**options: Any) -> Cached:
+    """Run a teacher once over the training data and keep its answers, as `qskd cache` does.
+
+    Args:
+        options: the command's flags without dashes: ``teacher``, ``data``, ``output_dir``, ``epochs``, ``cache_dtype``,
+            ``image_size``, ``method`` and its options.
+
+    Returns:
+        What was kept, and where; give the folder to ``distill`` as ``teacher_cache``.
+
+    Raises:
+        ConfigError: options that cannot be, or a disk with too little room.
+        CheckpointError: the folder holds a cache of something else.
+        QskdError: bad input.
+
+    Example:
+        >>> kept = qskd.cache_teacher(teacher="runs/teacher/best", data="scenes", output_dir="said")  # doctest: +SKIP
+        >>> qskd.distill(teacher_cache="said", student="s.json", data="scenes", output_dir="run")  # doctest: +SKIP
+    """
+    return caching_teacher.cache_teacher(*_split(options, (CacheOptions, DataOptions, MethodOptions)))
 
 
 def evaluate(split: str = "val", batch_size: int = 8, **options: Any) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import torch
 from transformers import set_seed
 
 from qskd.data.dataset import DetectionDataset
-from qskd.data.transforms import ImageSize
-from qskd.distiller import Distiller, TeacherSide
+from qskd.distiller import Distiller, Teacher
 from qskd.errors import ConfigError
 from qskd.labels import LabelMap
+from qskd.lessons.cached_teacher import no_unlabeled
 from qskd.losses.presets import MethodSettings, build_terms, options_of
 from qskd.models.adapter import DetrAdapter
 from qskd.models.deriving import derive_student
@@ -22,11 +22,12 @@ from qskd.models.processors import in_words
 from qskd.models.shaping import StudentShape
 from qskd.runs import building, preflight
 from qskd.runs.ending import ending
-from qskd.runs.evaluating import evaluate_keeping
 from qskd.runs.folder import RunFolder, changed_options
+from qskd.runs.given_teacher import GivenTeacher, LoadedTeacher
 from qskd.runs.options import DataOptions, MethodOptions, PairOptions
+from qskd.runs.recorded_teacher import open_recorded
 from qskd.runs.starting import start_of, start_of_derived
-from qskd.runs.training import Job, RunResult, loading_processes, measured_cost, plain_size
+from qskd.runs.training import Job, RunResult, loading_processes, plain_size
 from qskd.trainer import DistillationConfig, UnlabeledImages
 
 
@@ -37,31 +38,43 @@ def distill(pair: PairOptions, data: DataOptions, method: MethodOptions, config:
         QskdError: bad input, found before the first step; or a loss that was not finite.
     """
     _check_unlabeled(pair)
-    if pair.teacher is None:
+    if pair.teacher is None and pair.teacher_cache is None:
         raise building.missing_option("--teacher", "a hub id or the folder of a trained detector")
     settings = method.settings()
     folder = RunFolder(Path(config.output_dir), config.process_index == 0)
     resume = folder.open(config.resume_from_checkpoint)
     splits = building.open_splits(data)
-    teacher = as_teacher(
-        building.open_model(
-            pair.teacher, None, box_frame=pair.teacher_box_frame, trust_remote_code=pair.trust_remote_code
-        )
-    )
-    label_map = LabelMap.between(teacher.id2label, splits.class_names)
+    model = _open_teacher(pair) if pair.teacher is not None else None
+    cached = open_recorded(pair, splits, data, settings, model) if pair.teacher_cache is not None else None
     # Again, so that the student begins as it would without a teacher.
     set_seed(config.seed)
-    student, notes, began = make_student(pair, teacher, splits.class_names, config.seed)
-    size, teacher_size = building.choose_sizes(data, pair, student, teacher)
+    student, notes, began = make_student(pair, model, splits.class_names, config.seed)
+    teacher: GivenTeacher
+    if cached is not None:
+        teacher, model = cached, None  # what derived the student is not needed any more
+        size = cached.student_size(data, pair, student)
+    else:
+        assert model is not None
+        size, teacher_size = building.choose_sizes(data, pair, student, model)
+        teacher = LoadedTeacher(model, LabelMap.between(model.id2label, splits.class_names), teacher_size)
     options = changed_options(pair, data, method, config)
-    distillation = Distillation(
-        folder, splits, size, student, config, data, options, began, teacher, label_map, settings, teacher_size, pair
-    )
+    distillation = Distillation(folder, splits, size, student, config, data, options, began, teacher, settings, pair)
     with ending(folder):
         return distillation.start(resume, notes, check=method.preflight and resume is None, method=method.method)
 
 
+def _open_teacher(pair: PairOptions) -> DetrAdapter:
+    assert pair.teacher is not None
+    return as_teacher(
+        building.open_model(
+            pair.teacher, None, box_frame=pair.teacher_box_frame, trust_remote_code=pair.trust_remote_code
+        )
+    )
+
+
 def _check_unlabeled(pair: PairOptions) -> None:
+    if pair.unlabeled is not None and pair.teacher_cache is not None:
+        raise no_unlabeled()
     if not 0 < pair.unlabeled_threshold < 1:
         raise ConfigError(f"--unlabeled_threshold is {pair.unlabeled_threshold}; give a score between 0 and 1.")
     if pair.unlabeled_batch_size is not None and pair.unlabeled_batch_size < 1:
@@ -69,7 +82,7 @@ def _check_unlabeled(pair: PairOptions) -> None:
 
 
 def make_student(
-    pair: PairOptions, teacher: DetrAdapter, class_names: Sequence[str], seed: int
+    pair: PairOptions, teacher: DetrAdapter | None, class_names: Sequence[str], seed: int
 ) -> tuple[DetrAdapter, list[str], dict[str, str]]:
     """The student that the options ask for, what to tell the user about it, and what it starts from.
 
@@ -98,6 +111,11 @@ def make_student(
             "No student: give --student (a hub id, folder or configuration), or say how it is smaller than the "
             "teacher: --student_backbone resnet18, --student_decoder_layers 3, --student_hidden_size 128, ..."
         )
+    if teacher is None:
+        raise ConfigError(
+            "A student is derived from the teacher's weights, which no cache holds: give --teacher beside "
+            "--teacher_cache (it is let go of before training), or --student."
+        )
     student, report = derive_student(teacher, shape, class_names=class_names, inherit=pair.inherit, seed=seed)
     notes = ["the student, derived from the teacher", *report.as_table().splitlines()]
     return student, notes, start_of_derived(pair, student, teacher)
@@ -107,10 +125,8 @@ def make_student(
 class Distillation(Job):
     """A training with a teacher."""
 
-    teacher: DetrAdapter
-    label_map: LabelMap
+    teacher: GivenTeacher
     settings: MethodSettings
-    teacher_size: ImageSize  # what the teacher's images are resized to
     pair: PairOptions
 
     def _shared_with_validation(self, unlabeled: UnlabeledImages) -> list[str]:
@@ -122,7 +138,7 @@ class Distillation(Job):
         return [f"warning: {shared} of the unlabelled images are validation images; AP will flatter"] if shared else []
 
     def _teachers_size(self) -> str:
-        return "" if self.teacher_size == self.size else f"; for the teacher {in_words(self.teacher_size)}"
+        return "" if self.teacher.size == self.size else f"; for the teacher {in_words(self.teacher.size)}"
 
     def unlabeled(self) -> UnlabeledImages | None:
         """Images without annotations, if some were given.
@@ -134,7 +150,7 @@ class Distillation(Job):
             return None
         folder = Path(self.pair.unlabeled).expanduser()
         dataset = building.unlabeled_dataset(
-            folder, self.splits, self.data, self.size, self.config.seed, self.teacher_size
+            folder, self.splits, self.data, self.size, self.config.seed, self.teacher.size
         )
         batch = self.pair.unlabeled_batch_size or self.config.per_device_train_batch_size
         sampled = self.pair.unlabeled_detection == "sampled"
@@ -143,16 +159,17 @@ class Distillation(Job):
     def datasets(self) -> tuple[DetectionDataset, DetectionDataset | None]:
         """Training and validation data; training images at the teacher's own size too, if it has one."""
         workers = loading_processes(self.config)
-        return building.datasets(
-            self.splits, self.data, self.size, self.config.seed, self.teacher_size, workers=workers
+        train, val = building.datasets(
+            self.splits, self.data, self.size, self.config.seed, self.teacher.size, workers=workers
         )
+        return self.teacher.prepare(train), val
 
     def start(self, resume: Path | None, notes: Sequence[str], *, check: bool, method: str) -> RunResult:
         """Build terms, check, train."""
-        fingerprint = weights_fingerprint(self.teacher.model)
-        facts: dict[str, Any] = {"teacher": fingerprint, "method": method}
-        if self.teacher_size != self.size:
-            facts["teacher image size"] = plain_size(self.teacher_size)
+        fingerprint = self.teacher.fingerprint()
+        facts: dict[str, Any] = {"teacher": fingerprint, "method": method, **self.teacher.identity()}
+        if self.teacher.size != self.size:
+            facts["teacher image size"] = plain_size(self.teacher.size)
         unlabeled = self.unlabeled()
         if unlabeled is not None:
             self.tell(*self._shared_with_validation(unlabeled))
@@ -160,10 +177,9 @@ class Distillation(Job):
             each_step = unlabeled.batch_size * self.config.gradient_accumulation_steps * self.config.world_size
             facts["unlabelled learning"] = [each_step, unlabeled.threshold, unlabeled.detection]
         identity = self.identity(resume, **facts, **options_of(self.settings))
-        self.folder.save_json("label_map.json", self.label_map.as_dict())
+        self.folder.save_json("label_map.json", self.teacher.label_map.as_dict())
         self.tell(*notes, f"images: {in_words(self.size)}" + self._teachers_size())
-        self.teacher.model.to(self.config.device)
-        terms = build_terms(self.settings, student=self.student, teacher=self.teacher)
+        terms = build_terms(self.settings, student=self.student, teacher=self.teacher.facts)
         distiller = Distiller(
             self.student,
             self.criterion(),
@@ -171,11 +187,11 @@ class Distillation(Job):
             {name: weight for name, (_, weight) in terms.items()},
             self.config.detection_weight,
         )
-        selection = self.settings.selection
-        teacher_side = TeacherSide(self.teacher, self.label_map, selection, distiller.terms)
+        teacher_side = self.teacher.side(self.settings, distiller.terms, self.size)
+        teacher_side.to(self.config.device)
         found = self.preflight(distiller, teacher_side, fingerprint) if check else None
         metrics = self.measured_teacher(found)
-        cost = measured_cost(self.teacher, self.teacher_size)
+        cost = self.teacher.cost()
         return self.run(
             resume,
             kind="distill",
@@ -188,7 +204,7 @@ class Distillation(Job):
                     "metrics": metrics,
                     "cost": cost,
                     "fingerprint": fingerprint,
-                    "image_size": plain_size(self.teacher_size),
+                    "image_size": plain_size(self.teacher.size),
                 }
             },
         )
@@ -200,17 +216,13 @@ class Distillation(Job):
         if found is not None and found.teacher_found is not None and found.teacher_images == len(self.splits.val):
             metrics, kept = found.teacher_metrics, found.teacher_found
         else:
-            metrics, kept = evaluate_keeping(
-                self.teacher,
-                self.splits.val,
-                self.teacher_size,
-                self.config.eval_batch_size,
-                processes=self.config.distributed_state,
+            metrics, kept, _ = self.teacher.measured(
+                self.splits.val, self.config.eval_batch_size, processes=self.config.distributed_state
             )
         self.folder.save_detections(self.folder.teacher_detections, kept)
         return metrics
 
-    def preflight(self, distiller: Distiller, teacher: TeacherSide, fingerprint: str) -> preflight.Preflight:
+    def preflight(self, distiller: Distiller, teacher: Teacher, fingerprint: str) -> preflight.Preflight:
         """All checks before the first epoch; prints and saves what it found.
 
         Raises:
@@ -219,29 +231,25 @@ class Distillation(Job):
         device = self.config.device
         distiller.to(device)
         train_data, _ = self.datasets()
-        found = preflight.Preflight(self.label_map, {}, 0)
+        known = self.teacher.label_map.known
+        found = preflight.Preflight(self.teacher.label_map, {}, 0)
         same = weights_fingerprint(self.student.model) == fingerprint
         if same:
             found.warnings.append("teacher and student have the same weights: is that what you want?")
-        if not all(self.label_map.known):
+        if not all(known):
             found.warnings.append("classes unknown to the teacher are learnt from the labels alone")
         if self.splits.val is not None:
-            found.teacher_images = min(preflight.TEACHER_IMAGES, len(self.splits.val))
-            found.teacher_metrics, found.teacher_found = evaluate_keeping(
-                self.teacher,
+            found.teacher_metrics, found.teacher_found, found.teacher_images = self.teacher.measured(
                 self.splits.val,
-                self.teacher_size,
                 self.config.eval_batch_size,
-                first=found.teacher_images,
+                preflight.TEACHER_IMAGES,
                 processes=self.config.distributed_state,
             )
             if found.teacher_metrics["AP50"] is None:
                 found.warnings.append("no validation image holds an object: nothing can be measured")
             else:
                 preflight.check_teacher(found.teacher_metrics, found.teacher_images)
-        batch = preflight.sample_batch(train_data, self.config.per_device_train_batch_size, self.label_map.known).to(
-            device
-        )
+        batch = preflight.sample_batch(train_data, self.config.per_device_train_batch_size, known).to(device)
         autocast = _autocast(self.config)
         found.terms = preflight.check_terms(distiller, teacher, batch, same_weights=same, autocast=autocast)
         found.seconds_per_step = self.config.gradient_accumulation_steps * preflight.time_step(

@@ -27,6 +27,7 @@ _PATHS = frozenset(  # options that may name files or folders here
         "student",
         "student_backbone_weights",
         "teacher",
+        "teacher_cache",
         "train_annotations",
         "train_images",
         "val_annotations",

@@ -83,6 +83,40 @@ class ModelOptions:
 
 
 @dataclass
+class CacheOptions:
+    """The teacher of `cache`, and how its answers are kept."""
+
+    teacher: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub id or folder of the trained teacher.",
+            "aliases": ["--teacher_model_name_or_path"],
+        },
+    )
+    output_dir: str | None = field(default=None, metadata={"help": "Folder of the cache; `distill --teacher_cache`."})
+    epochs: int = field(default=1, metadata={"help": "Epochs of augmentations to keep; longer runs replay them."})
+    cache_dtype: Literal["float16", "bfloat16", "float32"] = field(
+        default="float16", metadata={"help": "Type of kept logits, memory and attention; float32 is exact."}
+    )
+    teacher_box_frame: Literal["content", "canvas"] = field(
+        default="content", metadata={"help": "What the teacher's boxes are fractions of when images are padded."}
+    )
+    teacher_image_size: int | None = field(
+        default=None,
+        metadata={"help": "The teacher's own size, where it is not the student's --image_size."},
+    )
+    teacher_max_image_size: int | None = field(
+        default=None, metadata={"help": "Longest edge of the teacher's images; keeps the aspect ratio."}
+    )
+    batch_size: int = field(default=8, metadata={"help": "Images that the teacher sees at once."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that load images."})
+    seed: int = field(default=42, metadata={"help": "Of the augmentations; a run with the cache has the same."})
+    bf16: bool = field(default=False, metadata={"help": "Run the teacher in bfloat16 mixed precision."})
+    use_cpu: bool = field(default=False, metadata={"help": "Do not use a GPU."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that a hub repository brings."})
+
+
+@dataclass
 class PairOptions:
     """Teacher and student of `distill`."""
 
@@ -92,6 +126,10 @@ class PairOptions:
             "help": "Hub id or folder of the trained teacher.",
             "aliases": ["--teacher_model_name_or_path"],
         },
+    )
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder of `qskd cache`: the teacher's answers are read, and no teacher is needed."},
     )
     student: str | None = field(
         default=None,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qskd.data.batch import Batch, collate
 from qskd.data.dataset import DetectionDataset
-from qskd.distiller import Distiller, StepTotals, TeacherSide, Teaching
+from qskd.distiller import Distiller, StepTotals, Teacher, Teaching
 from qskd.errors import PreflightError
 from qskd.evaluation.kept import KeptDetections
 from qskd.labels import LabelMap
@@ -105,7 +105,7 @@ def check_teacher(metrics: dict[str, Any], images: int) -> None:
 
 def check_terms(
     distiller: Distiller,
-    teacher: TeacherSide,
+    teacher: Teacher,
     batch: Batch,
     *,
     same_weights: bool,
@@ -170,7 +170,7 @@ def sample_batch(dataset: DetectionDataset, size: int, known: Sequence[bool]) ->
     return collate([dataset[position] for position in evenly(filled, size)])
 
 
-def time_step(distiller: Distiller, teacher: TeacherSide | None, batch: Batch, autocast: Callable[[], Any]) -> float:
+def time_step(distiller: Distiller, teacher: Teacher | None, batch: Batch, autocast: Callable[[], Any]) -> float:
     """Seconds of one training step without optimiser, the second of two."""
     seconds = 0.0
     with _untouched(distiller), autocast():

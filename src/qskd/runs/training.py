@@ -14,7 +14,7 @@ from transformers import set_seed
 from qskd.data.batch import Batch, Targets
 from qskd.data.dataset import DetectionDataset
 from qskd.data.transforms import ImageSize
-from qskd.distiller import Distiller, TeacherSide
+from qskd.distiller import Distiller, Teacher
 from qskd.evaluation.cost import cost_of
 from qskd.losses.set_prediction import SetPredictionLoss
 from qskd.models.adapter import DetrAdapter
@@ -94,9 +94,7 @@ class Job:
         workers = loading_processes(self.config)
         return building.datasets(self.splits, self.data, self.size, self.config.seed, workers=workers)
 
-    def trainer(
-        self, distiller: Distiller, teacher: TeacherSide | None, identity: dict[str, Any]
-    ) -> DistillationTrainer:
+    def trainer(self, distiller: Distiller, teacher: Teacher | None, identity: dict[str, Any]) -> DistillationTrainer:
         """The trainer of this job."""
         train_data, val_data = self.datasets()
         if self.data.cache_images == "memory" and self.config.dataloader_num_workers > 0:
@@ -162,7 +160,7 @@ class Job:
         method: str,
         identity: dict[str, Any],
         distiller: Distiller | None = None,
-        teacher: TeacherSide | None = None,
+        teacher: Teacher | None = None,
         extra: dict[str, Any] | None = None,
     ) -> RunResult:
         """Train, keep the last weights, measure the best ones as they lie on disk, write the summary."""

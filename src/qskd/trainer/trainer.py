@@ -19,7 +19,7 @@ from transformers.trainer_utils import TrainOutput
 from qskd.data.batch import Batch, collate
 from qskd.data.dataset import DetectionDataset
 from qskd.data.unlabeled import UnlabeledDataset, unlabeled_batches
-from qskd.distiller import Distiller, StepTotals, TeacherSide, Teaching, Unlabeled
+from qskd.distiller import Distiller, StepTotals, Teacher, Teaching, Unlabeled
 from qskd.errors import NonFiniteLoss
 from qskd.evaluation.coco_map import CocoEvaluator
 from qskd.evaluation.streaming import evaluate_detector
@@ -78,7 +78,7 @@ class DistillationTrainer(SafeTrainer):
         train_dataset: DetectionDataset | None,
         eval_dataset: DetectionDataset | None = None,
         *,
-        teacher: TeacherSide | None = None,
+        teacher: Teacher | None = None,
         identity: dict[str, Any] | None = None,
         save_student: Callable[[DetrAdapter, Path], None] | None = None,
         unlabeled: UnlabeledImages | None = None,
@@ -99,7 +99,7 @@ class DistillationTrainer(SafeTrainer):
         self.distiller = distiller
         self.teacher = teacher
         if teacher is not None:
-            teacher.adapter.model.to(self.args.device)
+            teacher.to(self.args.device)
         self.identity = identity or {}
         self.save_student = save_student
         self.unlabeled = unlabeled

@@ -1,0 +1,117 @@
+"""A teacher that reads its answers from a cache: the same lessons, no model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from qskd.data.batch import Batch, Targets
+from qskd.distiller import Teaching, Unlabeled
+from qskd.errors import CheckpointError, ConfigError
+from qskd.labels import LabelMap
+from qskd.lessons.cache import TeacherCache
+from qskd.lessons.record import Record, RecordedMass, assembled
+from qskd.losses.term import Lesson, Term
+from qskd.models.adapter import Need
+from qskd.models.relabel import known_targets
+from qskd.models.view import DetrView
+from qskd.selection.groups import QueryGroups
+
+_MOVED = 1e-4  # a box, as a fraction of the image: more than rounding on another machine
+
+
+class CachedTeacher:
+    """Puts lessons together from records; to a trainer the same as ``TeacherSide``.
+
+    Every image is as the teacher saw it alone, so a lesson does not depend on what else is in the batch.
+
+    Args:
+        cache: of the images and augmentations that batches will hold.
+        label_map: from the student's classes to the teacher's.
+        terms: the distillation terms by name; only their ``prepare`` is used here.
+        own_size: whether the teacher saw images at another size than the student does.
+    """
+
+    def __init__(
+        self, cache: TeacherCache, label_map: LabelMap, terms: Mapping[str, Term], *, own_size: bool = False
+    ) -> None:
+        self.cache = cache
+        self.label_map = label_map
+        self.terms = terms
+        self.own_size = own_size
+        self._strides = cache.content.teacher.strides if Need.MEMORY in cache.content.needs else ()
+
+    def to(self, device: torch.device) -> None:
+        """Nothing to do: a lesson goes where its batch is."""
+
+    def label(self, batch: Batch, threshold: float, *, sample: torch.Generator | None) -> Unlabeled:
+        """Not possible.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise no_unlabeled()
+
+    @torch.no_grad()
+    def teach(self, batch: Batch) -> Teaching:
+        """The teacher's side of one micro-batch.
+
+        Raises:
+            CheckpointError: a shard is damaged, or was made of other images.
+        """
+        records = [self.cache.lessons.read(epoch, position) for epoch, position in batch.variations]
+        view, groups, content = assembled(records, self._strides, self.cache.content.teacher.num_queries)
+        known = torch.tensor(self.label_map.known)
+        targets, columns = known_targets(batch.targets, known.to(batch.pixels.device), all(self.label_map.known))
+        self._check_objects(records, targets, batch)
+        device = batch.pixels.device
+        others = None if columns is None else batch.targets.is_object.sum(1) - targets.is_object.sum(1)
+        size = content.to(device) if self.own_size else None
+        lesson = Lesson(_on(view, device), _groups_on(groups, device), targets, known.to(device), others, size)
+        prepared = {name: term.prepare(lesson) for name, term in self.terms.items()}
+        lesson = replace(lesson, view=lesson.view.without_attention())
+        return Teaching(lesson, columns, prepared, batch.content if self.own_size else None)
+
+    def _check_objects(self, records: Sequence[Record], targets: Targets, batch: Batch) -> None:
+        """Where the objects lie tells files, annotations and augmentations apart that nothing else does."""
+        boxes = targets.boxes.cpu()
+        for at, (record, count) in enumerate(zip(records, targets.counts, strict=True)):
+            objects = record["objects"]
+            if len(objects) != count:
+                what = f"had {len(objects)} objects, and has {count} now"
+            elif (objects - boxes[at, :count]).abs().gt(_MOVED).any():
+                what = "had its objects elsewhere"
+            else:
+                continue
+            epoch, _ = batch.variations[at]
+            raise CheckpointError(
+                f"The teacher cache in {self.cache.folder} was made of other images: in epoch {epoch}, image "
+                f"{batch.image_ids[at]} {what}. Images, annotations or the version of qskd have changed since: make it "
+                "again with `qskd cache`, in another folder."
+            )
+
+
+def no_unlabeled() -> ConfigError:
+    """The error for images that no cache can know."""
+    return ConfigError(
+        "--unlabeled needs the teacher at every step, to say what is on images without annotations; --teacher_cache "
+        "holds its answers to the labelled ones alone. Give --teacher without --teacher_cache, or leave out "
+        "--unlabeled."
+    )
+
+
+def _groups_on(groups: QueryGroups, device: torch.device) -> QueryGroups:
+    return QueryGroups(groups.role.to(device), groups.owner.to(device), groups.giou.to(device), groups.match.to(device))
+
+
+def _on(view: DetrView, device: torch.device) -> DetrView:
+    attention = view.attention
+    return replace(
+        view,
+        logits=view.logits.to(device),
+        no_object=None if view.no_object is None else view.no_object.to(device),
+        boxes=view.boxes.to(device),
+        memory=tuple(level.to(device) for level in view.memory),
+        is_padding=tuple(mask.to(device) for mask in view.is_padding),
+        attention=attention.to(device) if isinstance(attention, RecordedMass) else None,
+    )

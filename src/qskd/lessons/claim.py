@@ -1,0 +1,39 @@
+"""One pass at a time writes to a cache."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from qskd.errors import ConfigError
+
+LOCK = ".lock"
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """A pass within. The claim ends with the process, however that ends; it is none where files cannot be locked.
+
+    Raises:
+        ConfigError: another pass is writing to the folder.
+    """
+    with (folder / LOCK).open("w", encoding="utf-8") as file:
+        if not _locked(file):
+            raise ConfigError(
+                f"Another `qskd cache` is writing to {folder}. Wait for it, or give another --output_dir."
+            )
+        yield
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True

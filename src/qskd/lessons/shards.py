@@ -1,0 +1,158 @@
+"""Records in files of many images, each with a checksum, whole or not there at all.
+
+The records of an epoch are in shards of consecutive positions. Beside ``epoch000-00000.safetensors`` lies
+``epoch000-00000.json`` with its size and SHA-256; that is written last, so a shard without it does not exist.
+"""
+
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from qskd.errors import CheckpointError, SavingError
+from qskd.files import whole_file, write_whole
+from qskd.lessons.record import Record
+
+_OPEN = 64  # shards kept open
+_BLOCK = 2**20  # bytes read at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What a whole shard is known by."""
+
+    bytes: int
+    sha256: str
+
+
+def shard_name(epoch: int, number: int) -> str:
+    """Without suffix."""
+    return f"epoch{epoch:03d}-{number:05d}"
+
+
+def write_shard(folder: Path, name: str, records: Mapping[int, Record]) -> Seal:
+    """Write the records of these positions; nothing of the name is there before all is.
+
+    Raises:
+        SavingError: the disk is full, or cannot be written to.
+    """
+    path, seal_path = folder / f"{name}.safetensors", folder / f"{name}.json"
+    content = save(
+        {f"{position}/{field}": tensor for position, record in records.items() for field, tensor in record.items()}
+    )
+    seal = Seal(len(content), hashlib.sha256(content).hexdigest())
+    with writing(path):
+        seal_path.unlink(missing_ok=True)
+        with whole_file(path) as fresh:
+            fresh.write_bytes(content)
+        write_whole(seal_path, json.dumps(asdict(seal)))
+    return seal
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A file of a cache is written within.
+
+    Raises:
+        SavingError: it cannot be.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise SavingError(
+            f"{path} cannot be written ({reason}). The shards before it are kept: make room, and run the same command "
+            "again to go on."
+        ) from error
+
+
+def sealed(path: Path) -> Seal:
+    """Size and checksum of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return Seal(path.stat().st_size, digest.hexdigest())
+
+
+def seal_of(folder: Path, name: str) -> Seal | None:
+    """What was noted when the shard was written; None where it was not, or the note is damaged."""
+    try:
+        content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        return Seal(int(content["bytes"]), str(content["sha256"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def is_whole(folder: Path, name: str) -> bool:
+    """Whether a shard is there, byte for byte as it was written; reads all of it."""
+    seal, path = seal_of(folder, name), folder / f"{name}.safetensors"
+    return seal is not None and path.is_file() and path.stat().st_size == seal.bytes and sealed(path) == seal
+
+
+class ShardReader:
+    """Reads single records. A shard's checksum is looked at before the first of its records is given out.
+
+    Args:
+        folder: of the shards.
+        seals: of every shard, by its name.
+        fields: what each record holds.
+        images_per_shard: positions in a shard.
+
+    Raises:
+        CheckpointError: a shard is missing or of another size than it was.
+    """
+
+    def __init__(self, folder: Path, seals: Mapping[str, Seal], fields: Sequence[str], images_per_shard: int) -> None:
+        self.folder, self.seals = folder, seals
+        self.fields, self.images_per_shard = tuple(fields), images_per_shard
+        self._open: OrderedDict[str, Any] = OrderedDict()
+        self._checked: set[str] = set()
+        for name, seal in seals.items():
+            path = folder / f"{name}.safetensors"
+            if not path.is_file():
+                raise _damaged(path, "is missing")
+            if path.stat().st_size != seal.bytes:
+                raise _damaged(path, f"holds {path.stat().st_size} bytes instead of {seal.bytes}: it was cut off")
+
+    def read(self, epoch: int, position: int) -> Record:
+        """The record of an image in an epoch.
+
+        Raises:
+            CheckpointError: its shard is damaged.
+        """
+        name = shard_name(epoch, position // self.images_per_shard)
+        try:
+            file = self._file(name)
+            return {field: file.get_tensor(f"{position}/{field}") for field in self.fields}
+        except (SafetensorError, OSError) as error:
+            raise _damaged(self.folder / f"{name}.safetensors", f"cannot be read ({error})") from error
+
+    def _file(self, name: str) -> Any:
+        if name in self._open:
+            self._open.move_to_end(name)
+            return self._open[name]
+        path = self.folder / f"{name}.safetensors"
+        if name not in self._checked:
+            if sealed(path) != self.seals[name]:
+                raise _damaged(path, "is damaged: its checksum is not the one noted when it was written")
+            self._checked.add(name)
+        self._open[name] = safe_open(str(path), framework="pt")
+        if len(self._open) > _OPEN:
+            self._open.popitem(last=False)
+        return self._open[name]
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"The shard {path} {what}. Run the `qskd cache` command that made it again: it makes this shard anew and keeps "
+        "the others."
+    )

@@ -1,0 +1,72 @@
+"""What a teacher's lessons depend on, in plain values that a cache is compared by."""
+
+import hashlib
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from qskd.data.index import DetectionIndex
+from qskd.data.transforms import ImageSize
+from qskd.losses import TERMS
+from qskd.losses.presets import MethodSettings, options_of
+from qskd.models.adapter import DetrAdapter, Need
+from qskd.models.loading import configuration_fingerprint, weights_fingerprint
+from qskd.runs import building
+from qskd.runs.options import CacheOptions, DataOptions
+
+
+def needs_of(settings: MethodSettings) -> frozenset[Need]:
+    """What a method's terms need of a teacher."""
+    feature = TERMS["agfd"] if settings.agfd.mask == "attention" else TERMS["feature"]
+    terms = [(settings.lapd.weight, TERMS["lapd"]), (settings.agfd.weight, feature)]
+    return frozenset(need for weight, term in terms if weight for need in term.needs)
+
+
+def teacher_key(teacher: DetrAdapter) -> dict[str, Any]:
+    """What a lesson depends on of the teacher: weights, and how they are read."""
+    norm = teacher.pixel_norm
+    reading = [configuration_fingerprint(teacher.model)[:12], teacher.box_frame, [*norm.mean], [*norm.std]]
+    return {"teacher": weights_fingerprint(teacher.model), "teacher's reading": reading}
+
+
+def data_key(splits: building.Splits, data: DataOptions) -> dict[str, Any]:
+    """What it depends on of the data and of its augmentation."""
+    return {
+        "classes": list(splits.class_names),
+        "training data": splits.train.fingerprint(),
+        "training images": images_key(splits.train),
+        "validation data": splits.val.fingerprint() if splits.val is not None else None,
+        **{name: float(getattr(data, name)) for name in ("flip", "crop", "zoom_out", "photometric")},
+    }
+
+
+def images_key(index: DetectionIndex) -> str:
+    """SHA-256 over the images' sides and the bytes of their files: a copy is the same, other pixels rarely are."""
+    digest = hashlib.sha256(np.ascontiguousarray(index.images.sizes).tobytes())
+    if index.images.blobs is None:
+        digest.update(np.array([record.path.stat().st_size for record in index.images], dtype=np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def selection_key(settings: MethodSettings) -> dict[str, Any]:
+    """What it depends on of the method: which queries are kept; weights and the like are free."""
+    return {name: value for name, value in options_of(settings).items() if name.startswith("selection.")}
+
+
+def cached_sizes(options: CacheOptions, data: DataOptions, teacher: DetrAdapter) -> tuple[ImageSize, ImageSize]:
+    """The sizes of the student's and of the teacher's images: the same, unless the teacher was given its own."""
+    if options.teacher_image_size is None and options.teacher_max_image_size is None:
+        size = building.choose_size(data, [teacher], [options.teacher])
+        return size, size
+    own = replace(data, image_size=options.teacher_image_size, max_image_size=options.teacher_max_image_size)
+    return building.choose_size(data, [], [options.teacher]), building.choose_size(own, [teacher], [options.teacher])
+
+
+def sizes_as_options(size: ImageSize, teacher_size: ImageSize) -> dict[str, int | None]:
+    """Sizes as the options that ask for them."""
+    found: dict[str, int | None] = {}
+    for prefix, one in (("", size), ("teacher_", teacher_size)):
+        edge, longest = (one.square, None) if one.square is not None else (one.shortest_edge, one.longest_edge)
+        found |= {f"{prefix}image_size": edge, f"{prefix}max_image_size": longest}
+    return found

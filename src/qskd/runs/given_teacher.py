@@ -1,0 +1,110 @@
+"""What a distillation asks of its teacher as a whole run, and the teacher in memory that answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from accelerate import PartialState
+
+from qskd.data.dataset import DetectionDataset
+from qskd.data.index import DetectionIndex
+from qskd.data.transforms import ImageSize
+from qskd.distiller import Teacher, TeacherSide
+from qskd.evaluation.kept import KeptDetections
+from qskd.labels import LabelMap
+from qskd.losses.presets import DetrFacts, MethodSettings
+from qskd.losses.term import Term
+from qskd.models.adapter import DetrAdapter
+from qskd.models.loading import weights_fingerprint
+from qskd.runs.evaluating import evaluate_keeping
+from qskd.runs.training import measured_cost
+
+
+class GivenTeacher(Protocol):
+    """A teacher for a whole run: in memory, or in a cache."""
+
+    @property
+    def facts(self) -> DetrFacts:
+        """What terms have to know of it."""
+
+    @property
+    def label_map(self) -> LabelMap:
+        """From the student's classes to the teacher's."""
+
+    @property
+    def size(self) -> ImageSize:
+        """What its images are resized to."""
+
+    def fingerprint(self) -> str:
+        """Of its weights."""
+
+    def identity(self) -> dict[str, Any]:
+        """What else a resumed run must share with the one that was interrupted."""
+
+    def side(self, settings: MethodSettings, terms: Mapping[str, Term], size: ImageSize) -> Teacher:
+        """What gives the lessons to a student that sees images of this size."""
+
+    def prepare(self, data: DetectionDataset) -> DetectionDataset:
+        """The training data, as it must be for this teacher."""
+
+    def measured(
+        self,
+        index: DetectionIndex,
+        batch_size: int,
+        first: int | None = None,
+        *,
+        processes: PartialState | None = None,
+    ) -> tuple[dict[str, Any], KeptDetections, int]:
+        """Metrics and detections on so many of the images, and on how many they are."""
+
+    def cost(self) -> dict[str, Any]:
+        """Parameters, GFLOPs and latency."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTeacher:
+    """A teacher in memory, asked at every step."""
+
+    facts: DetrAdapter
+    label_map: LabelMap
+    size: ImageSize
+
+    def fingerprint(self) -> str:
+        """See ``GivenTeacher``."""
+        return weights_fingerprint(self.facts.model)
+
+    def identity(self) -> dict[str, Any]:
+        """See ``GivenTeacher``."""
+        return {"cached epochs": None}  # so that no run that began with a cache goes on without it
+
+    def side(self, settings: MethodSettings, terms: Mapping[str, Term], size: ImageSize) -> TeacherSide:
+        """See ``GivenTeacher``."""
+        return TeacherSide(self.facts, self.label_map, settings.selection, terms)
+
+    def prepare(self, data: DetectionDataset) -> DetectionDataset:
+        """See ``GivenTeacher``."""
+        return data
+
+    def measured(
+        self,
+        index: DetectionIndex,
+        batch_size: int,
+        first: int | None = None,
+        *,
+        processes: PartialState | None = None,
+    ) -> tuple[dict[str, Any], KeptDetections, int]:
+        """See ``GivenTeacher``."""
+        images = len(index) if first is None else min(first, len(index))
+        metrics, found = evaluate_keeping(
+            self.facts,
+            index,
+            self.size,
+            batch_size,
+            first=None if first is None else images,
+            processes=processes,
+        )
+        return metrics, found, images
+
+    def cost(self) -> dict[str, Any]:
+        """See ``GivenTeacher``."""
+        return measured_cost(self.facts, self.size)
