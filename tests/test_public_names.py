@@ -12,6 +12,7 @@ def test_public_names_are_sorted_and_complete():
         "DistillationConfig",
         "DistillationTrainer",
         "QskdError",
+        "cache_teacher",
         "compare",
         "distill",
         "evaluate",

@@ -37,7 +37,7 @@ def test_an_unknown_command_is_status_2_and_the_commands_are_named(capsys, name)
     assert all(command in told for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["train", "distill", "eval", "inspect", "demo"])
+@pytest.mark.parametrize("command", ["train", "distill", "cache", "eval", "inspect", "demo"])
 def test_every_command_explains_its_options(capsys, command):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

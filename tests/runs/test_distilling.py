@@ -68,7 +68,7 @@ def test_the_teacher_is_asked_once_and_its_detections_are_kept(scenes, tmp_path,
         asked.append(named.get("first"))
         return measure(*arguments, **named)
 
-    monkeypatch.setattr("qskd.runs.distilling.evaluate_keeping", counted)
+    monkeypatch.setattr("qskd.runs.given_teacher.evaluate_keeping", counted)
     run = qskd.distill(**options(tmp_path / "run", scenes))
     assert asked == ([6] if sample == 200 else [3, None])
     kept = KeptDetections.load(tmp_path / "run" / "eval" / "teacher_detections.npz")
