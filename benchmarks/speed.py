@@ -20,6 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import cached_teacher
 import criterion
 import start_up
 import step_memory
@@ -55,6 +56,7 @@ ROWS: list[Row] = [
     Row("attention of 60 of 300 queries: whole map / qskd", criterion.attention_of_selected, 1.5, "high", "x"),
     Row("distillation step, peak memory: whole / student + teacher", step_memory.distillation_step, 1.0, "low", "x"),
     Row("evaluation of 5000 images, growth of memory", step_memory.evaluation, 150, "low", "MB"),
+    Row("step with cached teacher / student step alone", cached_teacher.step_against_student_alone, 1.10, "low", "x"),
     Row("COCO evaluation: pycocotools / qskd", work.coco_evaluation, 4, "high", "x"),
     Row("data loading, 640 px, full augmentation, one thread", work.data_loading, 250, "high", "images/s"),
     Row("import qskd, beyond python itself", start_up.import_seconds, 0.5, "low", "s"),
