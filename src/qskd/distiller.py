@@ -6,7 +6,9 @@ optimised and checkpointed.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -105,6 +107,8 @@ class TeacherSide:
         label_map: from the student's classes to the teacher's.
         selection: Group Query Selection, run on the teacher's queries.
         terms: the distillation terms by name; only their ``prepare`` is used here.
+        precision: what the model computes in: "float32" and "bfloat16" whatever autocast surrounds it; None goes with
+            what surrounds it.
     """
 
     def __init__(
@@ -113,11 +117,13 @@ class TeacherSide:
         label_map: LabelMap,
         selection: GroupQuerySelection,
         terms: Mapping[str, Term],
+        precision: Literal["float32", "bfloat16"] | None = None,
     ) -> None:
         self.adapter = adapter
         self.label_map = label_map
         self.selection = selection
         self.terms = terms
+        self.precision = precision
         self._needs_attention = any(Need.ATTENTION in term.needs for term in terms.values())
 
     @torch.no_grad()
@@ -148,8 +154,14 @@ class TeacherSide:
         return self._read(self._view(batch, capture_attention=capture_attention), batch)
 
     def _view(self, batch: Batch, *, capture_attention: bool) -> DetrView:
-        reading = self.adapter.read(batch.for_teacher(), capture_attention=capture_attention)
+        with self._computing(batch.pixels.device.type):
+            reading = self.adapter.read(batch.for_teacher(), capture_attention=capture_attention)
         return to_student_classes(reading.view, self.label_map)
+
+    def _computing(self, device: str) -> AbstractContextManager[object]:
+        if self.precision is None:
+            return nullcontext()
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def _prepared(self, read: Teaching) -> Teaching:
         """With what the terms need, and free of the tensors captured for attention."""

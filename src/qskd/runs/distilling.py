@@ -17,6 +17,7 @@ from qskd.labels import LabelMap
 from qskd.losses.presets import MethodSettings, build_terms, options_of
 from qskd.models.adapter import DetrAdapter
 from qskd.models.deriving import derive_student
+from qskd.models.folding import inference_engine
 from qskd.models.loading import as_teacher, weights_fingerprint, with_class_names
 from qskd.models.processors import in_words
 from qskd.models.shaping import StudentShape
@@ -26,7 +27,7 @@ from qskd.runs.evaluating import evaluate_keeping
 from qskd.runs.folder import RunFolder, changed_options
 from qskd.runs.options import DataOptions, MethodOptions, PairOptions
 from qskd.runs.starting import start_of, start_of_derived
-from qskd.runs.training import Job, RunResult, loading_processes, measured_cost, plain_size
+from qskd.runs.training import Job, RunResult, loading_processes, measured_cost, one_image, plain_size
 from qskd.trainer import DistillationConfig, UnlabeledImages
 
 
@@ -153,6 +154,8 @@ class Distillation(Job):
         facts: dict[str, Any] = {"teacher": fingerprint, "method": method}
         if self.teacher_size != self.size:
             facts["teacher image size"] = plain_size(self.teacher_size)
+        if self.pair.teacher_precision != "as_student":
+            facts["teacher precision"] = self.pair.teacher_precision
         unlabeled = self.unlabeled()
         if unlabeled is not None:
             self.tell(*self._shared_with_validation(unlabeled))
@@ -162,7 +165,7 @@ class Distillation(Job):
         identity = self.identity(resume, **facts, **options_of(self.settings))
         self.folder.save_json("label_map.json", self.label_map.as_dict())
         self.tell(*notes, f"images: {in_words(self.size)}" + self._teachers_size())
-        self.teacher.model.to(self.config.device)
+        engine = self.engine()
         terms = build_terms(self.settings, student=self.student, teacher=self.teacher)
         distiller = Distiller(
             self.student,
@@ -172,10 +175,11 @@ class Distillation(Job):
             self.config.detection_weight,
         )
         selection = self.settings.selection
-        teacher_side = TeacherSide(self.teacher, self.label_map, selection, distiller.terms)
+        precision = None if self.pair.teacher_precision == "as_student" else self.pair.teacher_precision
+        teacher_side = TeacherSide(engine, self.label_map, selection, distiller.terms, precision)
         found = self.preflight(distiller, teacher_side, fingerprint) if check else None
-        metrics = self.measured_teacher(found)
-        cost = measured_cost(self.teacher, self.teacher_size)
+        metrics = self.measured_teacher(engine, found)
+        cost = self.teachers_cost()
         return self.run(
             resume,
             kind="distill",
@@ -193,7 +197,21 @@ class Distillation(Job):
             },
         )
 
-    def measured_teacher(self, found: preflight.Preflight | None) -> dict[str, Any]:
+    def engine(self) -> DetrAdapter:
+        """The teacher that answers, on the run's device; ``self.teacher`` is the model that was given."""
+        self.teacher.model.to(self.config.device)
+        engine = inference_engine(self.teacher, one_image(self.teacher_size).to(self.config.device))
+        self.teacher.model.to("cpu")  # the device need not hold both
+        return engine
+
+    def teachers_cost(self) -> dict[str, Any]:
+        """The cost of the model that was given, measured as its students are: no norm folded."""
+        self.teacher.model.to(self.config.device)
+        cost = measured_cost(self.teacher, self.teacher_size)
+        self.teacher.model.to("cpu")
+        return cost
+
+    def measured_teacher(self, engine: DetrAdapter, found: preflight.Preflight | None) -> dict[str, Any]:
         """The teacher's metrics on the validation split, its detections kept; not twice if preflight saw all of it."""
         if self.splits.val is None:
             return {}
@@ -201,7 +219,7 @@ class Distillation(Job):
             metrics, kept = found.teacher_metrics, found.teacher_found
         else:
             metrics, kept = evaluate_keeping(
-                self.teacher,
+                engine,
                 self.splits.val,
                 self.teacher_size,
                 self.config.eval_batch_size,
@@ -228,7 +246,7 @@ class Distillation(Job):
         if self.splits.val is not None:
             found.teacher_images = min(preflight.TEACHER_IMAGES, len(self.splits.val))
             found.teacher_metrics, found.teacher_found = evaluate_keeping(
-                self.teacher,
+                teacher.adapter,
                 self.splits.val,
                 self.teacher_size,
                 self.config.eval_batch_size,
