@@ -19,6 +19,7 @@ from qskd.labels import LabelMap
 from qskd.losses.set_prediction import SetPredictionLoss
 from qskd.losses.term import Lesson, Prepared, StudentAnswer, Term
 from qskd.models.adapter import DetrAdapter, Need, Reading
+from qskd.models.host import constant
 from qskd.models.relabel import known_targets, to_student_classes
 from qskd.models.view import DetrView
 from qskd.selection.assignment import match_to_targets
@@ -170,7 +171,7 @@ class TeacherSide:
         return replace(read, lesson=replace(lesson, view=lesson.view.without_attention()), prepared=prepared)
 
     def _read(self, view: DetrView, batch: Batch) -> Teaching:
-        known = torch.tensor(self.label_map.known, device=view.logits.device)
+        known = constant(self.label_map.known, view.logits.device)
         targets, columns = known_targets(batch.targets, known, all(self.label_map.known))
         groups = self.selection(view, targets, self.adapter.match_costs)
         others = None if columns is None else batch.targets.is_object.sum(1) - targets.is_object.sum(1)
