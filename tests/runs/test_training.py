@@ -243,3 +243,23 @@ def test_caches_of_all_processes_of_a_machine_are_counted(monkeypatch, tmp_path)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     alone.dataloader_num_workers = 3
     assert loading_processes(alone) == 24
+
+
+def test_a_channels_last_run_learns_the_same_and_can_be_resumed(scenes, tmp_path):
+    asked = {"channels_last": True, "save_strategy": "steps", "save_steps": 1}
+    run = train(tmp_path / "last", scenes, STUDENT, max_steps=1, **asked)
+    plain = train(tmp_path / "plain", scenes, STUDENT, max_steps=1)
+    losses = [entries_of(one.folder)[0]["loss"] for one in (plain, run)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    again = train(tmp_path / "last", scenes, STUDENT, max_steps=2, resume_from_checkpoint=True, **asked)
+    assert again.summary["steps"] == 2
+
+
+def test_norms_that_are_frozen_already_cannot_be_frozen(scenes, tiny_folders, tmp_path):
+    with pytest.raises(ConfigError, match="no batch norm of the student's backbone learns"):
+        train(tmp_path, scenes, tiny_folders["detr_student"], freeze_batch_norm=True)
+
+
+def test_compiling_the_whole_step_is_refused(scenes, tmp_path):
+    with pytest.raises(ConfigError, match="torch_compile is not supported"):
+        train(tmp_path, scenes, STUDENT, torch_compile=True)

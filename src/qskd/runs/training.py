@@ -16,9 +16,12 @@ from qskd.data.batch import Batch, Targets
 from qskd.data.dataset import DetectionDataset
 from qskd.data.transforms import ImageSize
 from qskd.distiller import Distiller, TeacherSide
+from qskd.errors import ConfigError
 from qskd.evaluation.cost import cost_of
 from qskd.losses.set_prediction import SetPredictionLoss
 from qskd.models.adapter import DetrAdapter
+from qskd.models.folding import channels_last
+from qskd.models.initialising import freeze_backbone_norms
 from qskd.models.loading import structure_fingerprint, with_class_names
 from qskd.models.processors import save_model
 from qskd.runs import building, picturing
@@ -134,6 +137,20 @@ class Job:
         """Images without annotations to learn from too; none here."""
         return None
 
+    def prepare_student(self) -> None:
+        """What the settings ask of the student's convolutions and norms; names and shapes stay.
+
+        Raises:
+            ConfigError: there is no norm to freeze.
+        """
+        if self.config.channels_last:
+            channels_last(self.student)
+        if self.config.freeze_batch_norm and freeze_backbone_norms(self.student.model) == 0:
+            raise ConfigError(
+                "freeze_batch_norm was given, but no batch norm of the student's backbone learns: it has none, or they "
+                "are frozen already, as in most published checkpoints. Leave it out."
+            )
+
     def identity(self, resume: Path | None, **more: Any) -> dict[str, Any]:
         """What a resumed run must share with the one that was interrupted; ``more`` comes first.
 
@@ -150,6 +167,8 @@ class Job:
             **augmentation,
             **self.config.trajectory(),
         }
+        if self.config.freeze_batch_norm:
+            identity["freeze batch norm"] = True
         if resume is not None:
             checkpoints.check(resume, identity)
         return identity
@@ -166,6 +185,7 @@ class Job:
         extra: dict[str, Any] | None = None,
     ) -> RunResult:
         """Train, keep the last weights, measure the best ones as they lie on disk, write the summary."""
+        self.prepare_student()
         distiller = distiller or Distiller(
             self.student, self.criterion(), detection_weight=self.config.detection_weight
         )

@@ -1,0 +1,192 @@
+"""A whole distillation step: the default against the plain teacher and the student's own training.
+
+A Conditional DETR with a ResNet-50 teaches one with a ResNet-18, random weights, 4 images of 384 pixels. All of it runs
+with as many threads as the machine has cores, as a training does, in seconds of the processor.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from timing import interleaved
+from transformers import ConditionalDetrConfig, ResNetConfig
+
+from qskd.data.batch import Batch, Targets
+from qskd.distiller import Distiller, TeacherSide
+from qskd.labels import LabelMap
+from qskd.losses.presets import build_terms, resolve
+from qskd.losses.set_prediction import SetPredictionLoss
+from qskd.models.adapter import DetrAdapter
+from qskd.models.folding import channels_last, inference_engine
+from qskd.models.loading import as_teacher, new_model
+
+NAMES = [str(number) for number in range(80)]
+Surroundings = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A plain teacher, the engine made of it, a student, and what they look at."""
+
+    plain: DetrAdapter
+    engine: DetrAdapter
+    student: DetrAdapter
+    batch: Batch
+
+
+@cache
+def pair(quick: bool, device: str = "cpu", images: int = 4, side: int = 384) -> Pair:
+    """Both models on the device, and a batch of noise with 7 objects an image."""
+    torch.manual_seed(0)
+    images, side = (1, 64) if quick else (images, side)
+    teacher = as_teacher(_detector("bottleneck", (3, 4, 6, 3), (256, 512, 1024, 2048), quick))
+    student = _detector("basic", (2, 2, 2, 2), (64, 128, 256, 512), quick)
+    batch = Batch(
+        torch.rand(images, 3, side, side),
+        torch.full((images, 2), side),
+        Targets.from_lists(
+            [torch.randint(len(NAMES), (7,)) for _ in range(images)],
+            [torch.rand(7, 4) * 0.3 + 0.2 for _ in range(images)],
+        ),
+        tuple(range(images)),
+        ((side, side),) * images,
+        padded=False,
+    ).to(device)
+    for adapter in (teacher, student):
+        adapter.model.to(device)
+    student.model.train()
+    return Pair(teacher, inference_engine(teacher, batch), student, batch)
+
+
+def _detector(layer_type: str, depths: tuple[int, ...], widths: tuple[int, ...], quick: bool) -> DetrAdapter:
+    backbone = ResNetConfig(
+        layer_type=layer_type, depths=list(depths), hidden_sizes=list(widths), out_features=["stage4"]
+    )
+    config = ConditionalDetrConfig(
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone_config=backbone,
+        num_queries=50 if quick else 300,
+    )
+    return new_model(config, NAMES)
+
+
+def distillation(pair: Pair, teacher: DetrAdapter, around: Surroundings = nullcontext) -> Callable[[], None]:
+    """One step of the default method, without optimiser."""
+    settings = resolve("qskd")
+    built = build_terms(settings, student=pair.student, teacher=teacher)
+    terms = {name: term for name, (term, _) in built.items()}
+    weights = {name: weight for name, (_, weight) in built.items()}
+    criterion = SetPredictionLoss.from_config(pair.student.model.config)
+    distiller = Distiller(pair.student, criterion, terms, weights).to(pair.batch.pixels.device)
+    side = TeacherSide(teacher, LabelMap.between(teacher.id2label, NAMES), settings.selection, terms)
+
+    def run() -> None:
+        distiller.zero_grad()
+        with around():
+            teaching = side.teach(pair.batch)
+            totals = distiller.totals([pair.batch], [teaching])
+            loss = distiller(pair.batch, totals, teaching)["loss"]
+        loss.backward()
+
+    return run
+
+
+def training(pair: Pair, around: Surroundings = nullcontext) -> Callable[[], None]:
+    """One step of the student's plain training, without optimiser."""
+    distiller = Distiller(pair.student, SetPredictionLoss.from_config(pair.student.model.config))
+
+    def run() -> None:
+        distiller.zero_grad()
+        with around():
+            loss = distiller(pair.batch, distiller.totals([pair.batch], [None]))["loss"]
+        loss.backward()
+
+    return run
+
+
+def teaching(pair: Pair, teacher: DetrAdapter, around: Surroundings = nullcontext) -> Callable[[], None]:
+    """The teacher's forward pass alone."""
+
+    @torch.no_grad()
+    def run() -> None:
+        with around():
+            teacher.read(pair.batch)
+
+    return run
+
+
+def bfloat16() -> AbstractContextManager[object]:
+    """What ``--bf16`` does, on a CPU."""
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+def default_step(quick: bool) -> float:
+    """A default distillation step, as a part of the plain teacher's forward pass and the student's step."""
+    with _all_cores():
+        models = pair(quick)
+        _check(models)
+        runs = [distillation(models, models.engine), teaching(models, models.plain), training(models)]
+        step, teacher, student = interleaved(list(runs), _repeats(quick), time.process_time)
+    return step / (teacher + student)
+
+
+def bfloat16_step(quick: bool) -> float:
+    """The same with ``--bf16`` and ``--channels_last``."""
+    with _all_cores():
+        models = pair(quick)
+        _check(models)
+        base = interleaved([teaching(models, models.plain), training(models)], _repeats(quick), time.process_time)
+        channels_last(models.student)
+        run = distillation(models, models.engine, bfloat16)
+        (step,) = interleaved([run], _repeats(quick), time.process_time)
+        models.student.model.to(memory_format=torch.contiguous_format)
+    return step / sum(base)
+
+
+def engine(quick: bool) -> float:
+    """How many times longer the plain teacher takes than the engine."""
+    with _all_cores():
+        models = pair(quick)
+        _check(models)
+        plain, fast = interleaved(
+            [teaching(models, models.plain), teaching(models, models.engine)], _repeats(quick), time.process_time
+        )
+    return plain / fast
+
+
+def engine_in_bfloat16(quick: bool) -> float:
+    """How many times longer the plain teacher takes in float32 than the engine in bfloat16."""
+    with _all_cores():
+        models = pair(quick)
+        runs = [teaching(models, models.plain), teaching(models, models.engine, bfloat16)]
+        plain, fast = interleaved(list(runs), _repeats(quick), time.process_time)
+    return plain / fast
+
+
+@torch.no_grad()
+def _check(models: Pair) -> None:
+    """Both teachers say the same."""
+    one, other = models.plain.read(models.batch).view, models.engine.read(models.batch).view
+    scale = max(1.0, float(one.memory[0].abs().max()))
+    torch.testing.assert_close(other.memory[0] / scale, one.memory[0] / scale, rtol=0.0, atol=1e-5)
+    torch.testing.assert_close(other.logits, one.logits, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(other.boxes, one.boxes, rtol=0.0, atol=1e-5)
+
+
+def _repeats(quick: bool) -> int:
+    return 1 if quick else 3
+
+
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
