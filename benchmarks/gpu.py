@@ -68,7 +68,7 @@ def measure(
     }
     taken = {name: seconds(run, device, repeats) for name, run in runs.items()}
     count = len(models.batch)
-    found: dict[str, float | int | None] = {f"{name}, images/s": count / spent for name, spent in taken.items()}
+    found = {f"{name}, images/s": count / spent for name, spent in taken.items()}
     found["distillation / (teacher + training)"] = taken["distillation"] / (taken["teacher"] + taken["training"])
     waits = [synchronisations(runs[name], device) for name in ("teacher", "training", "distillation")]
     if None not in waits:
@@ -76,6 +76,11 @@ def measure(
         found["synchronisations beyond teacher and training"] = both - teacher - training
         found["peak memory, GiB"] = torch.cuda.max_memory_allocated() / 2**30
     return found
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def main() -> None:
@@ -100,7 +105,7 @@ def main() -> None:
         )
         results[str(images)] = found
         for key, value in found.items():
-            print(f"{images:4} images  {key:<52} {value:.4g}", flush=True)
+            print(f"{1 if options.quick else images:4} images  {key:<52} {value:.4g}", flush=True)
     if options.out is not None:
         options.out.write_text(json.dumps({"device": name, "batches": results}, indent=2) + "\n", encoding="utf-8")
 

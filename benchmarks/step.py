@@ -1,14 +1,14 @@
 """A whole distillation step: the default against the plain teacher and the student's own training.
 
 A Conditional DETR with a ResNet-50 teaches one with a ResNet-18, random weights, 4 images of 384 pixels. All of it runs
-with as many threads as the machine has cores, as a training does, in seconds of the processor.
+on one thread, in seconds of the processor: several wait for each other at full load where a machine does other things.
 """
 
-import os
+import copy
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -127,66 +127,56 @@ def bfloat16() -> AbstractContextManager[object]:
 
 def default_step(quick: bool) -> float:
     """A default distillation step, as a part of the plain teacher's forward pass and the student's step."""
-    with _all_cores():
-        models = pair(quick)
-        _check(models)
-        runs = [distillation(models, models.engine), teaching(models, models.plain), training(models)]
-        step, teacher, student = interleaved(list(runs), _repeats(quick), time.process_time)
+    models = pair(quick)
+    _check(models)
+    runs = [distillation(models, models.engine), teaching(models, models.plain), training(models)]
+    step, teacher, student = interleaved(list(runs), _repeats(quick), time.process_time)
     return step / (teacher + student)
 
 
 def bfloat16_step(quick: bool) -> float:
     """The same with ``--bf16`` and ``--channels_last``."""
-    with _all_cores():
-        models = pair(quick)
-        _check(models)
-        base = interleaved([teaching(models, models.plain), training(models)], _repeats(quick), time.process_time)
-        channels_last(models.student)
-        run = distillation(models, models.engine, bfloat16)
-        (step,) = interleaved([run], _repeats(quick), time.process_time)
-        models.student.model.to(memory_format=torch.contiguous_format)
+    models = pair(quick)
+    _check(models)
+    base = interleaved([teaching(models, models.plain), training(models)], _repeats(quick), time.process_time)
+    channels_last(models.student)
+    run = distillation(models, models.engine, bfloat16)
+    (step,) = interleaved([run], _repeats(quick), time.process_time)
+    models.student.model.to(memory_format=torch.contiguous_format)
     return step / sum(base)
 
 
 def engine(quick: bool) -> float:
     """How many times longer the plain teacher takes than the engine."""
-    with _all_cores():
-        models = pair(quick)
-        _check(models)
-        plain, fast = interleaved(
-            [teaching(models, models.plain), teaching(models, models.engine)], _repeats(quick), time.process_time
-        )
+    models = pair(quick)
+    _check(models)
+    plain, fast = interleaved(
+        [teaching(models, models.plain), teaching(models, models.engine)], _repeats(quick), time.process_time
+    )
     return plain / fast
 
 
 def engine_in_bfloat16(quick: bool) -> float:
     """How many times longer the plain teacher takes in float32 than the engine in bfloat16."""
-    with _all_cores():
-        models = pair(quick)
-        runs = [teaching(models, models.plain), teaching(models, models.engine, bfloat16)]
-        plain, fast = interleaved(list(runs), _repeats(quick), time.process_time)
+    models = pair(quick)
+    runs = [teaching(models, models.plain), teaching(models, models.engine, bfloat16)]
+    plain, fast = interleaved(list(runs), _repeats(quick), time.process_time)
     return plain / fast
 
 
 @torch.no_grad()
 def _check(models: Pair) -> None:
-    """Both teachers say the same."""
-    one, other = models.plain.read(models.batch).view, models.engine.read(models.batch).view
-    scale = max(1.0, float(one.memory[0].abs().max()))
-    torch.testing.assert_close(other.memory[0] / scale, one.memory[0] / scale, rtol=0.0, atol=1e-5)
-    torch.testing.assert_close(other.logits, one.logits, rtol=1e-5, atol=2e-5)
-    torch.testing.assert_close(other.boxes, one.boxes, rtol=0.0, atol=1e-5)
+    """The engine is as near to the teacher in double precision as the plain teacher is; random weights amplify."""
+    batch = replace(models.batch, pixels=models.batch.pixels.double())
+    exact = models.plain.rebind(copy.deepcopy(models.plain.model).double()).read(batch).view
+    errors = []
+    for adapter in (models.plain, models.engine):
+        view = adapter.read(models.batch).view
+        pairs = [(view.logits, exact.logits), (view.boxes, exact.boxes), (view.memory[0], exact.memory[0])]
+        errors.append([float((one - other).abs().mean()) for one, other in pairs])
+    for plain, fast in zip(*errors, strict=True):
+        assert fast <= 2 * plain + 1e-6, errors
 
 
 def _repeats(quick: bool) -> int:
     return 1 if quick else 3
-
-
-@contextmanager
-def _all_cores() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
