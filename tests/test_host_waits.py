@@ -82,6 +82,14 @@ def test_what_would_wait_is_noticed():
         assert waits.found
 
 
+def test_constants_that_python_takes_for_equal_stay_apart():
+    device = torch.device("cpu")
+    for _ in range(2):
+        assert host.constant((True, False), device, torch.bool).dtype == torch.bool
+        assert host.constant((1, 0), device, torch.long).dtype == torch.long
+        assert host.constant((1.0, 0.0), device, torch.float32).dtype == torch.float32
+
+
 def test_counting_is_bounded_where_it_would_wait():
     weights = torch.tensor([[1.0, 0.0, 2.0, 0.0]])
     assert host.most_selected(weights, 3) == 3

@@ -171,7 +171,7 @@ class TeacherSide:
         return replace(read, lesson=replace(lesson, view=lesson.view.without_attention()), prepared=prepared)
 
     def _read(self, view: DetrView, batch: Batch) -> Teaching:
-        known = constant(self.label_map.known, view.logits.device)
+        known = constant(self.label_map.known, view.logits.device, torch.bool)
         targets, columns = known_targets(batch.targets, known, all(self.label_map.known))
         groups = self.selection(view, targets, self.adapter.match_costs)
         others = None if columns is None else batch.targets.is_object.sum(1) - targets.is_object.sum(1)

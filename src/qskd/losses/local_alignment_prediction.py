@@ -101,7 +101,7 @@ class LocalAlignmentPrediction(nn.Module):
         hard negatives.
         """
         view, groups = lesson.view, lesson.groups
-        layers = constant(self.teacher_layers(view.num_layers), view.logits.device)  # [L']
+        layers = constant(self.teacher_layers(view.num_layers), view.logits.device, torch.long)  # [L']
         positives = groups.match[layers]  # [L', B, N]
         is_hard = groups.role[layers] == Role.HARD_NEGATIVE  # [L', B, Q]
         hard = listed(is_hard, self._most_hard_negatives(lesson, is_hard))  # [L', B, T]

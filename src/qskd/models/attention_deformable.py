@@ -113,7 +113,7 @@ def _geometry(grid: Grid, device: torch.device) -> Tensor:
     """Height, width and first token of the levels: [3, levels, 1, 1, 1, 1] long."""
     areas = [height * width for height, width in grid]
     rows = [(*size, sum(areas[:level])) for level, size in enumerate(grid)]
-    return constant(rows, device).T.reshape(3, -1, 1, 1, 1, 1)
+    return constant(rows, device, torch.long).T.reshape(3, -1, 1, 1, 1, 1)
 
 
 def _sample(layers: Sequence[SamplingInputs], chosen: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -122,7 +122,7 @@ def _sample(layers: Sequence[SamplingInputs], chosen: Tensor, grid: Grid) -> tup
     Recomputed in float32 from the modules' own Linears, for the ``chosen`` [L, B, K] queries alone. Levels with
     fewer points than others are filled up with points of no attention.
     """
-    size = constant([(width, height) for height, width in grid], chosen.device)[:, None]
+    size = constant([(width, height) for height, width in grid], chosen.device, torch.long)[:, None]
     both = [_sample_layer(inputs, chosen[index], size) for index, inputs in enumerate(layers)]
     locations, attentions = zip(*both, strict=True)
     return torch.stack(locations), torch.stack(attentions)
@@ -139,7 +139,7 @@ def _sample_layer(inputs: SamplingInputs, chosen: Tensor, size: Tensor) -> tuple
     if reference.shape[-1] == 2:
         location = reference + offset / size
     else:  # a box: the offsets are in units of half the box, or so, divided among the points of a level
-        counts = constant(points, chosen.device)[:, None, None]
+        counts = constant(points, chosen.device, torch.long)[:, None, None]
         location = reference[..., :2] + offset / counts * reference[..., 2:] * getattr(module, "offset_scale", 0.5)
     return _snapped(location, size) if _method(module) == "discrete" else location, attention
 

@@ -31,13 +31,16 @@ def most_selected(weights: Tensor, most: int | None) -> int:
     return int((weights > 0).sum(-1).amax()) if weights.numel() else 0
 
 
-def constant(values: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor of numbers known beforehand, copied to the device once; nobody may change it."""
+def constant(values: Sequence[Any], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A tensor of numbers known beforehand, copied to the device once; nobody may change it.
+
+    The type must be said: Python takes (True,) and (1,) for the same, so they would be one tensor.
+    """
     return _constant(_as_tuple(values), device, dtype)
 
 
 @lru_cache(maxsize=256)
-def _constant(values: Numbers, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+def _constant(values: Numbers, device: torch.device, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):  # kept for later calls, which may need gradients
         return torch.tensor(values, device=device, dtype=dtype)
 
