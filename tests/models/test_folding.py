@@ -21,6 +21,7 @@ def _adapter(model: Any) -> Any:
 
 def _teacher(name: str) -> Any:
     """A tiny teacher whose norms have statistics and scales of their own."""
+    torch.manual_seed(0)
     model = MODELS[name]()
     random = torch.Generator().manual_seed(1)
     for module in model.modules():
@@ -111,6 +112,41 @@ def test_a_backbone_that_calls_its_layers_in_another_order_is_not_folded() -> No
     engine = inference_engine(plain, batch)
     with torch.no_grad():
         torch.testing.assert_close(engine.read(batch).view.logits, plain.read(batch).view.logits, rtol=1e-5, atol=1e-5)
+
+
+def test_a_norm_with_an_activation_inside_is_left_alone() -> None:
+    class NormAndActivation(nn.BatchNorm2d):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return super().forward(hidden).relu()
+
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), NormAndActivation(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+    ).eval()
+    model[3].running_mean += 1.0
+    pixels = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        expected = model(pixels)
+        assert fold_norms(model) == 1
+        torch.testing.assert_close(model(pixels), expected)
+
+
+def test_a_convolution_that_several_norms_share_is_folded_for_each() -> None:
+    class Level(nn.Module):
+        def __init__(self, shared: nn.Module, mean: float) -> None:
+            super().__init__()
+            self.convolution, self.norm = shared, nn.BatchNorm2d(4)
+            self.norm.running_mean += mean
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.convolution(hidden))
+
+    shared = nn.Conv2d(4, 4, 3, padding=1)
+    model = nn.Sequential(Level(shared, 1.0), Level(shared, 2.0)).eval()
+    pixels = torch.rand(1, 4, 8, 8)
+    with torch.no_grad():
+        expected = model(pixels)
+        assert fold_norms(model) == 2
+        torch.testing.assert_close(model(pixels), expected)
 
 
 def _width(stage: Any) -> int:

@@ -1,3 +1,4 @@
+import copy
 import re
 
 import pytest
@@ -134,13 +135,17 @@ def test_the_same_seed_draws_the_same_weights():
     assert weights_fingerprint(first) == weights_fingerprint(second)
 
 
-def test_frozen_norms_stay_as_they_are_while_the_rest_learns():
+@pytest.mark.parametrize("kind", [None, nn.BatchNorm2d])
+def test_frozen_norms_stay_as_they_are_while_the_rest_learns(kind):
     model = new_model(tiny_detr().config, ["a", "b"]).model
+    if kind is not None:  # with a counter of batches, as in models that thaw their norms themselves
+        stem = backbone_of(model).embedder.embedder
+        stem.normalization = kind(stem.normalization.num_features)
     norms = [module for module in backbone_of(model).modules() if isinstance(module, nn.BatchNorm2d)]
     names = set(model.state_dict())
     assert freeze_backbone_norms(model) == len(norms) > 0
     assert set(model.state_dict()) == names
-    model.train()
+    model = copy.deepcopy(model).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model(torch.rand(2, 3, 64, 64)).logits.sum().backward()
     torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr=0.1).step()

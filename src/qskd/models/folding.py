@@ -25,8 +25,9 @@ def inference_engine(adapter: DetrAdapter, probe: Batch) -> DetrAdapter:
 
     Args:
         adapter: in evaluation mode; left as it is, since the answer holds a copy.
-        probe: an image on the model's device, on which both must say the same; where they do not (a backbone that
-            calls its layers in another order than it lists them), the copy is not folded.
+        probe: an image on the model's device (best a CPU, which does not shorten float32), on which both must say the
+            same; where they do not (a backbone that calls its layers in another order than it lists them), the copy is
+            not folded.
     """
     engine = adapter.rebind(copy.deepcopy(adapter.model))
     fold_norms(engine.model)
@@ -52,9 +53,9 @@ def fold_norms(model: nn.Module) -> int:
     """
     count = 0
     for parent in list(model.modules()):
-        children = list(parent.named_children())
+        children = list[tuple[str, Any]](parent.named_children())
         for (name, convolution), (norm_name, norm) in itertools.pairwise(children):
-            if isinstance(convolution, nn.Conv2d) and _is_norm_of(norm, convolution):
+            if _is_plain(convolution, nn.Conv2d) and _is_norm_of(norm, convolution):
                 setattr(parent, name, _folded(convolution, norm))
                 setattr(parent, norm_name, nn.Identity())
                 count += 1
@@ -73,9 +74,15 @@ def merge_branches(model: nn.Module) -> int:
     return count
 
 
-def _is_norm_of(norm: nn.Module, convolution: nn.Conv2d) -> bool:
+def _is_plain(module: Any, kind: type[nn.Module]) -> bool:
+    """Whether a layer computes what PyTorch's does; timm has batch norms with an activation inside, and the like."""
+    return isinstance(module, kind) and type(module).forward is kind.forward
+
+
+def _is_norm_of(norm: Any, convolution: Any) -> bool:
     if isinstance(norm, nn.BatchNorm2d):
-        return norm.track_running_stats and norm.num_features == convolution.out_channels
+        plain = _is_plain(norm, nn.BatchNorm2d) and norm.track_running_stats
+        return plain and norm.num_features == convolution.out_channels
     frozen: Any = norm
     return type(norm).__name__.endswith("FrozenBatchNorm2d") and len(frozen.weight) == convolution.out_channels
 

@@ -142,34 +142,20 @@ def _trainable(frozen: nn.Module) -> TrainableBatchNorm2d:
     return norm.train(frozen.training)
 
 
-class StillBatchNorm2d(TrainableBatchNorm2d):
-    """A batch norm that works as in evaluation mode whatever the mode of the model is."""
-
-    def train(self, mode: bool = True) -> "StillBatchNorm2d":
-        """Stays in evaluation mode."""
-        super().train(False)
-        return self
-
-
 def freeze_backbone_norms(model: nn.Module) -> int:
     """Let the batch norms of the backbone keep statistics, scales and shifts; how many of them had learnt.
 
-    Names and shapes of the model's state stay as they are.
+    They work as in evaluation mode whatever the mode of the model is, also in copies of it.
     """
-    backbone, count = backbone_of(model), 0
-    for parent in list(backbone.modules()):
-        for name, norm in list(parent.named_children()):
-            if isinstance(norm, nn.BatchNorm2d):
-                setattr(parent, name, _still(norm))
-                count += 1
-    return count
+    norms = [module for module in backbone_of(model).modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.requires_grad_(False)
+        norm.register_forward_pre_hook(_in_evaluation_mode)
+    return len(norms)
 
 
-def _still(norm: nn.BatchNorm2d) -> StillBatchNorm2d:
-    fresh = StillBatchNorm2d(norm.num_features, norm.eps).to(device=norm.weight.device, dtype=norm.weight.dtype)
-    fresh.load_state_dict({name: value for name, value in norm.state_dict().items() if name in fresh.state_dict()})
-    fresh.requires_grad_(False)
-    return fresh.train()
+def _in_evaluation_mode(norm: nn.Module, _: Any) -> None:
+    norm.eval()
 
 
 def train_backbone(model: nn.Module) -> None:

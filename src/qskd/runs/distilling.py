@@ -150,12 +150,13 @@ class Distillation(Job):
 
     def start(self, resume: Path | None, notes: Sequence[str], *, check: bool, method: str) -> RunResult:
         """Build terms, check, train."""
+        self.prepare_student()
         fingerprint = weights_fingerprint(self.teacher.model)
-        facts: dict[str, Any] = {"teacher": fingerprint, "method": method}
+        asked = self.pair.teacher_precision
+        precision = None if asked == "as_student" else asked
+        facts: dict[str, Any] = {"teacher": fingerprint, "method": method, "teacher precision": precision}
         if self.teacher_size != self.size:
             facts["teacher image size"] = plain_size(self.teacher_size)
-        if self.pair.teacher_precision != "as_student":
-            facts["teacher precision"] = self.pair.teacher_precision
         unlabeled = self.unlabeled()
         if unlabeled is not None:
             self.tell(*self._shared_with_validation(unlabeled))
@@ -175,7 +176,6 @@ class Distillation(Job):
             self.config.detection_weight,
         )
         selection = self.settings.selection
-        precision = None if self.pair.teacher_precision == "as_student" else self.pair.teacher_precision
         teacher_side = TeacherSide(engine, self.label_map, selection, distiller.terms, precision)
         found = self.preflight(distiller, teacher_side, fingerprint) if check else None
         metrics = self.measured_teacher(engine, found)
@@ -198,10 +198,13 @@ class Distillation(Job):
         )
 
     def engine(self) -> DetrAdapter:
-        """The teacher that answers, on the run's device; ``self.teacher`` is the model that was given."""
-        self.teacher.model.to(self.config.device)
-        engine = inference_engine(self.teacher, one_image(self.teacher_size).to(self.config.device))
-        self.teacher.model.to("cpu")  # the device need not hold both
+        """The teacher that answers, on the run's device; ``self.teacher`` is the model that was given.
+
+        Made on the CPU: a GPU need not hold both, and its convolutions may round float32 to 10 bits (TF32), which would
+        blur whether both say the same.
+        """
+        engine = inference_engine(self.teacher, one_image(self.teacher_size))
+        engine.model.to(self.config.device)
         return engine
 
     def teachers_cost(self) -> dict[str, Any]:

@@ -65,6 +65,7 @@ def train(model: ModelOptions, data: DataOptions, config: DistillationConfig) ->
     size = building.choose_size(data, [adapter], [model.model])
     job = Job(folder, splits, size, adapter, config, data, changed_options(model, data, config), began)
     with ending(folder):
+        job.prepare_student()
         return job.run(resume, kind="train", method="none", identity=job.identity(resume))
 
 
@@ -166,9 +167,10 @@ class Job:
             "image size": plain_size(self.size),
             **augmentation,
             **self.config.trajectory(),
+            # None where off: what a checkpoint from before these options says of them.
+            "freeze batch norm": self.config.freeze_batch_norm or None,
+            "channels last": self.config.channels_last or None,  # the optimiser's state lies as the weights do
         }
-        if self.config.freeze_batch_norm:
-            identity["freeze batch norm"] = True
         if resume is not None:
             checkpoints.check(resume, identity)
         return identity
@@ -185,7 +187,6 @@ class Job:
         extra: dict[str, Any] | None = None,
     ) -> RunResult:
         """Train, keep the last weights, measure the best ones as they lie on disk, write the summary."""
-        self.prepare_student()
         distiller = distiller or Distiller(
             self.student, self.criterion(), detection_weight=self.config.detection_weight
         )
