@@ -66,7 +66,10 @@ def measure(
         "training": step.training(models, around),
         "distillation": step.distillation(models, models.engine, around),
     }
-    taken = {name: seconds(run, device, repeats) for name, run in runs.items()}
+    taken, peaks = {}, {}
+    for name, run in runs.items():
+        _forget_peak(device)
+        taken[name], peaks[name] = seconds(run, device, repeats), _peak_gib(device)
     count = len(models.batch)
     found = {f"{name}, images/s": count / spent for name, spent in taken.items()}
     found["distillation / (teacher + training)"] = taken["distillation"] / (taken["teacher"] + taken["training"])
@@ -74,13 +77,23 @@ def measure(
     if None not in waits:
         teacher, training, both = (wait or 0 for wait in waits)
         found["synchronisations beyond teacher and training"] = both - teacher - training
-        found["peak memory, GiB"] = torch.cuda.max_memory_allocated() / 2**30
+        found |= {f"{name}, peak memory, GiB": peak for name, peak in peaks.items()}
     return found
 
 
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak_gib(device: torch.device) -> float:
+    """The most that was allocated since; all models lie there at any time."""
+    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
 
 
 def main() -> None:
