@@ -10,10 +10,12 @@ from builders_syncs import HostWaits
 from builders_trainer import adapter_of
 from qskd.distiller import Distiller, TeacherSide
 from qskd.labels import LabelMap
+from qskd.losses.attention_guided_feature import query_weights
 from qskd.losses.presets import build_terms, resolve
 from qskd.losses.set_prediction import SetPredictionLoss
 from qskd.models import host
 from qskd.models.loading import as_teacher
+from qskd.selection.groups import GroupQuerySelection
 
 MATCHING = "selection/assignment.py"
 OWN_LOSS = "models/families/"
@@ -23,7 +25,6 @@ OWN_LOSS = "models/families/"
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(host, "waits_for", lambda tensor: True)
-    monkeypatch.setattr("qskd.models.view.waits_for", lambda tensor: True)
 
 
 def waits_of(family):
@@ -62,6 +63,20 @@ def test_distillation_waits_for_nothing_but_its_two_matchings(family):
     assert matchings[0] == 1  # Group Query Selection on the teacher
     plain = 2 if "two-stage" in family else 1  # the student's own, of queries and of proposals
     assert matchings[1] <= plain + 1  # that of hard negatives
+
+
+@pytest.mark.parametrize("select", ["groups", "all"])
+@pytest.mark.parametrize("family", ["detr", "deformable_detr", "rt_detr"])
+@torch.no_grad()
+def test_attention_of_as_many_queries_as_are_allowed_is_that_of_the_selected(family, select, monkeypatch):
+    teacher, batch = as_teacher(adapter_of(family)), batch_for(family, (3, 0), num_classes=2)
+    view = teacher.read(batch, capture_attention=True).view
+    groups = GroupQuerySelection(select=select)(view, batch.targets, teacher.match_costs)
+    weights = query_weights(groups)
+    assert int((weights > 0).sum(-1).max()) <= groups.most
+    bounded = view.attention_mass(weights, groups.most)
+    monkeypatch.setattr(host, "waits_for", lambda tensor: False)
+    torch.testing.assert_close(bounded, view.attention_mass(weights))
 
 
 def test_what_would_wait_is_noticed():

@@ -45,7 +45,6 @@ class DenseAttentionMass:
 
         Raises:
             ValueError: ``weights`` belongs to another view.
-
         """
         expected = (len(self.layers), *self.layers[0].queries[0].shape[:2])
         if tuple(weights.shape) != expected:

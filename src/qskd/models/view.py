@@ -10,10 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from qskd.models.host import waits_for
-
-AttentionReader = Callable[..., Tensor]
-"""Maps query weights [L, B, Q], and perhaps the most of a layer and image that are positive, to mass [L, B, S]."""
+AttentionReader = Callable[[Tensor, int | None], Tensor]
+"""Maps query weights [L, B, Q], and the most of a layer and image that are positive (or None), to mass [L, B, S]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ class DetrView:
         """
         if self.attention is None:
             raise ValueError("This view holds no attention: read the model with capture_attention=True.")
-        return self.attention(weights, most) if waits_for(weights) else self.attention(weights)
+        return self.attention(weights, most)
 
     def without_attention(self) -> "DetrView":
         """The same view, free of the tensors captured for ``attention_mass``."""

@@ -184,4 +184,5 @@ def _no_groups(view: DetrView, match: Tensor) -> QueryGroups:
         owner=torch.full(shape, -1, device=device),
         giou=torch.full(shape, -1.0, device=device),
         match=match,
+        most=0,
     )
