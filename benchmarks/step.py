@@ -5,6 +5,7 @@ on one thread, in seconds of the processor: several wait for each other at full 
 """
 
 import copy
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,13 +17,15 @@ from timing import interleaved
 from transformers import ConditionalDetrConfig, ResNetConfig
 
 from qskd.data.batch import Batch, Targets
+from qskd.data.transforms import ImageSize
 from qskd.distiller import Distiller, TeacherSide
 from qskd.labels import LabelMap
 from qskd.losses.presets import build_terms, resolve
 from qskd.losses.set_prediction import SetPredictionLoss
 from qskd.models.adapter import DetrAdapter
 from qskd.models.folding import channels_last, inference_engine
-from qskd.models.loading import as_teacher, new_model
+from qskd.models.loading import as_teacher, load_model, new_model
+from qskd.models.processors import save_model
 
 NAMES = [str(number) for number in range(80)]
 Surroundings = Callable[[], AbstractContextManager[object]]
@@ -43,7 +46,7 @@ def pair(quick: bool, device: str = "cpu", images: int = 4, side: int = 384) -> 
     """Both models on the device, and a batch of noise with 7 objects an image."""
     torch.manual_seed(0)
     images, side = (1, 64) if quick else (images, side)
-    teacher = as_teacher(_detector("bottleneck", (3, 4, 6, 3), (256, 512, 1024, 2048), quick))
+    teacher = as_teacher(_from_disk(_detector("bottleneck", (3, 4, 6, 3), (256, 512, 1024, 2048), quick), side))
     student = _detector("basic", (2, 2, 2, 2), (64, 128, 256, 512), quick)
     batch = Batch(
         torch.rand(images, 3, side, side),
@@ -73,6 +76,13 @@ def _detector(layer_type: str, depths: tuple[int, ...], widths: tuple[int, ...],
         num_queries=50 if quick else 300,
     )
     return new_model(config, NAMES)
+
+
+def _from_disk(adapter: DetrAdapter, side: int) -> DetrAdapter:
+    """As a teacher is loaded: with Hugging Face's frozen batch norms, which take longer than those that learn."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(adapter, folder, size=ImageSize(square=side))
+        return load_model(folder)
 
 
 def distillation(pair: Pair, teacher: DetrAdapter, around: Surroundings = nullcontext) -> Callable[[], None]:
