@@ -61,16 +61,21 @@ def test_a_finished_run_leaves_its_folder_as_promised(checked):
 @pytest.mark.parametrize("sample", [200, 3], ids=["preflight saw all images", "preflight saw some"])
 def test_the_teacher_is_asked_once_and_its_detections_are_kept(scenes, tmp_path, monkeypatch, sample):
     monkeypatch.setattr("qskd.runs.preflight.TEACHER_IMAGES", sample)
-    asked = []
+    asked, kinds = [], set()
     measure = evaluating.evaluate_keeping
 
     def counted(*arguments, **named):
         asked.append(named.get("first"))
+        kinds.update(type(module).__name__ for module in arguments[0].model.modules())
         return measure(*arguments, **named)
 
     monkeypatch.setattr("qskd.runs.distilling.evaluate_keeping", counted)
     run = qskd.distill(**options(tmp_path / "run", scenes))
     assert asked == ([6] if sample == 200 else [3, None])
+    assert not any("BatchNorm2d" in kind for kind in kinds)  # an engine answered, but the cost is the plain model's
+    plain = load_model(TEACHER).model
+    assert run.summary["teacher"]["cost"]["parameters"] == sum(one.numel() for one in plain.parameters())
+    assert run.summary["teacher"]["fingerprint"] == weights_fingerprint(plain)
     kept = KeptDetections.load(tmp_path / "run" / "eval" / "teacher_detections.npz")
     assert len(kept.state.image_ids) == 6
     assert int(kept.state.counts.sum()) == run.summary["teacher"]["metrics"]["num_detections"]
