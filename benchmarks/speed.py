@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import cached_teacher
 import criterion
 import start_up
+import step
 import step_memory
 import training_and_evaluation as work
 
@@ -57,6 +58,10 @@ ROWS: list[Row] = [
     Row("distillation step, peak memory: whole / student + teacher", step_memory.distillation_step, 1.0, "low", "x"),
     Row("evaluation of 5000 images, growth of memory", step_memory.evaluation, 150, "low", "MB"),
     Row("step with cached teacher / student step alone", cached_teacher.step_against_student_alone, 1.10, "low", "x"),
+    Row("teacher: plain / engine", step.engine, 1.2, "high", "x"),
+    Row("teacher: plain float32 / engine bfloat16", step.engine_in_bfloat16, 2.0, "high", "x"),
+    Row("default step / (plain teacher + student's step)", step.default_step, 0.8, "low", "x"),
+    Row("the same, bfloat16", step.bfloat16_step, 0.5, "low", "x"),
     Row("COCO evaluation: pycocotools / qskd", work.coco_evaluation, 4, "high", "x"),
     Row("data loading, 640 px, full augmentation, one thread", work.data_loading, 250, "high", "images/s"),
     Row("import qskd, beyond python itself", start_up.import_seconds, 0.5, "low", "s"),

@@ -107,6 +107,7 @@ def random_batch(
     *,
     canvas: tuple[int, int] | None = None,
     num_classes: int = NUM_CLASSES,
+    padded: bool | None = None,
 ) -> Batch:
     """Images of random pixels in the upper left of one canvas.
 
@@ -116,6 +117,7 @@ def random_batch(
         seed: of everything random; an image's pixels depend on the seed and its place in the batch alone.
         canvas: (height, width) of the batch; as small as possible when None.
         num_classes: labels are below it.
+        padded: what the host knows of padding.
     """
     height, width = canvas or (max(size[0] for size in sizes), max(size[1] for size in sizes))
     pixels = torch.zeros(len(sizes), 3, height, width)
@@ -131,6 +133,7 @@ def random_batch(
         targets=Targets.from_lists(labels, boxes),
         image_ids=tuple(range(len(sizes))),
         original_sizes=tuple((rows, columns) for rows, columns in sizes),
+        padded=padded,
     )
 
 

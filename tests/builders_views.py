@@ -23,7 +23,7 @@ class AttentionMatrix:
 
     matrix: Tensor
 
-    def __call__(self, weights: Tensor) -> Tensor:
+    def __call__(self, weights: Tensor, most: int | None = None) -> Tensor:
         return torch.einsum("lbq,lbqs->lbs", weights.to(self.matrix.dtype), self.matrix)
 
 

@@ -62,6 +62,28 @@ def values(parts: dict[str, Tensor]) -> dict[str, float]:
     return {name: part.item() for name, part in parts.items()}
 
 
+@pytest.mark.parametrize(
+    ("precision", "surrounding", "computed"),
+    [
+        (None, None, torch.float32),
+        (None, torch.bfloat16, torch.bfloat16),
+        ("float32", torch.bfloat16, torch.float32),
+        ("bfloat16", None, torch.bfloat16),
+        ("bfloat16", torch.float16, torch.bfloat16),
+    ],
+)
+def test_the_teacher_computes_in_what_it_is_told(precision, surrounding, computed):
+    distiller, side = sides()
+    side.precision = precision
+    batch = random_batch()
+    with torch.autocast("cpu", dtype=surrounding or torch.bfloat16, enabled=surrounding is not None):
+        teachings, totals = lesson_of(distiller, side, batch)
+        assert teachings[0].lesson.view.memory[0].dtype == computed
+        assert torch.is_autocast_enabled("cpu") == (surrounding is not None)
+        parts = distiller(batch, totals, teachings[0])
+    assert all(bool(part.isfinite()) for part in parts.values())
+
+
 # ---- totals ----------------------------------------------------------------------------------------------
 
 

@@ -6,8 +6,9 @@ optimised and checkpointed.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +19,7 @@ from qskd.labels import LabelMap
 from qskd.losses.set_prediction import SetPredictionLoss
 from qskd.losses.term import Lesson, Prepared, StudentAnswer, Term
 from qskd.models.adapter import DetrAdapter, Need, Reading
+from qskd.models.host import constant
 from qskd.models.relabel import known_targets, to_student_classes
 from qskd.models.view import DetrView
 from qskd.selection.assignment import match_to_targets
@@ -124,6 +126,8 @@ class TeacherSide:
         label_map: from the student's classes to the teacher's.
         selection: Group Query Selection, run on the teacher's queries.
         terms: the distillation terms by name; only their ``prepare`` is used here.
+        precision: what the model computes in: "float32" and "bfloat16" whatever autocast surrounds it; None goes with
+            what surrounds it.
     """
 
     def __init__(
@@ -132,11 +136,13 @@ class TeacherSide:
         label_map: LabelMap,
         selection: GroupQuerySelection,
         terms: Mapping[str, Term],
+        precision: Literal["float32", "bfloat16"] | None = None,
     ) -> None:
         self.adapter = adapter
         self.label_map = label_map
         self.selection = selection
         self.terms = terms
+        self.precision = precision
         self._needs_attention = any(Need.ATTENTION in term.needs for term in terms.values())
 
     def to(self, device: torch.device) -> None:
@@ -171,8 +177,14 @@ class TeacherSide:
         return self._read(self._view(batch, capture_attention=capture_attention), batch)
 
     def _view(self, batch: Batch, *, capture_attention: bool) -> DetrView:
-        reading = self.adapter.read(batch.for_teacher(), capture_attention=capture_attention)
+        with self._computing(batch.pixels.device.type):
+            reading = self.adapter.read(batch.for_teacher(), capture_attention=capture_attention)
         return to_student_classes(reading.view, self.label_map)
+
+    def _computing(self, device: str) -> AbstractContextManager[object]:
+        if self.precision is None:
+            return nullcontext()
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def _prepared(self, read: Teaching) -> Teaching:
         """With what the terms need, and free of the tensors captured for attention."""
@@ -181,7 +193,7 @@ class TeacherSide:
         return replace(read, lesson=replace(lesson, view=lesson.view.without_attention()), prepared=prepared)
 
     def _read(self, view: DetrView, batch: Batch) -> Teaching:
-        known = torch.tensor(self.label_map.known, device=view.logits.device)
+        known = constant(self.label_map.known, view.logits.device, torch.bool)
         targets, columns = known_targets(batch.targets, known, all(self.label_map.known))
         groups = self.selection(view, targets, self.adapter.match_costs)
         others = None if columns is None else batch.targets.is_object.sum(1) - targets.is_object.sum(1)

@@ -98,9 +98,9 @@ def random_attention(images: int = 2, queries: int = 150, tokens: int = 6) -> De
 def test_many_queries_are_added_up_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     attention = random_attention()
     weights = torch.rand(2, 2, 150, generator=torch.Generator().manual_seed(4))
-    chunked = attention(weights)  # 150 queries in chunks of 64
+    chunked = attention(weights, None)  # 150 queries in chunks of 64
     monkeypatch.setattr(attention_dense, "_QUERIES_AT_ONCE", 1000)
-    torch.testing.assert_close(chunked, attention(weights), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(chunked, attention(weights, None), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(chunked.sum(-1), weights.sum(-1), rtol=1e-5, atol=1e-5)
 
 
@@ -117,7 +117,7 @@ def test_only_selected_queries_are_computed(monkeypatch: pytest.MonkeyPatch) -> 
     weights = torch.zeros(2, 2, 150)
     weights[0, 0, [3, 77]] = 1.0
     weights[0, 1, 9] = 1.0
-    attention(weights)
+    attention(weights, None)
     assert rows == [(2, 6), (2, 2), (2, 6)]  # keys and two queries an image; then keys of a layer with none
 
 
@@ -125,10 +125,10 @@ def test_negative_weights_select_nothing() -> None:
     attention = random_attention()
     weights = torch.zeros(2, 2, 150)
     weights[:, :, 5] = 1.0
-    expected = attention(weights)
+    expected = attention(weights, None)
     weights[:, 1, 6] = -1.0
     weights[:, 0, 7] = 1e-30
-    torch.testing.assert_close(attention(weights), expected)
+    torch.testing.assert_close(attention(weights, None), expected)
 
 
 def test_weights_of_another_view_are_refused() -> None:

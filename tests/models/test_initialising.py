@@ -1,15 +1,17 @@
+import copy
 import re
 
 import pytest
 import torch
 from torch import nn
 
-from builders import MODELS, random_batch
+from builders import MODELS, random_batch, tiny_detr
 from qskd.models.initialising import (
     CLASS_HEAD,
     SOFTMAX_FAMILIES,
     TrainableBatchNorm2d,
     backbone_of,
+    freeze_backbone_norms,
     thaw_backbone,
     train_backbone,
 )
@@ -131,3 +133,23 @@ def test_the_same_seed_draws_the_same_weights():
     first, second = fresh("deformable_detr"), fresh("deformable_detr")
 
     assert weights_fingerprint(first) == weights_fingerprint(second)
+
+
+@pytest.mark.parametrize("kind", [None, nn.BatchNorm2d])
+def test_frozen_norms_stay_as_they_are_while_the_rest_learns(kind):
+    model = new_model(tiny_detr().config, ["a", "b"]).model
+    if kind is not None:  # with a counter of batches, as in models that thaw their norms themselves
+        stem = backbone_of(model).embedder.embedder
+        stem.normalization = kind(stem.normalization.num_features)
+    norms = [module for module in backbone_of(model).modules() if isinstance(module, nn.BatchNorm2d)]
+    names = set(model.state_dict())
+    assert freeze_backbone_norms(model) == len(norms) > 0
+    assert set(model.state_dict()) == names
+    model = copy.deepcopy(model).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model(torch.rand(2, 3, 64, 64)).logits.sum().backward()
+    torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr=0.1).step()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert any("convolution" in name for name in changed)
+    assert not any("normalization" in name for name in changed)
+    assert freeze_backbone_norms(tiny_detr()) == 0  # Hugging Face has frozen those already

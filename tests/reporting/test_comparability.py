@@ -58,6 +58,7 @@ def test_teachers_may_be_trained_in_any_way():
     ("distilled", "told"),
     [
         ({"config": {"student": "s", "learning_rate": 1e-3}}, "other options: learning_rate 0.001 against default"),
+        ({"config": {"student": "s", "freeze_batch_norm": True}}, "freeze_batch_norm True against default"),
         ({"config": {"student": "s"}, "cost": {"parameters": 2_000_000}}, "another model"),
         ({"config": {}}, "began with weights of its teacher"),
         (
@@ -69,7 +70,7 @@ def test_teachers_may_be_trained_in_any_way():
             "of different configurations: eeff against aabb",
         ),
     ],
-    ids=["options", "architecture", "teacher's weights", "checkpoint", "configuration"],
+    ids=["options", "norms", "architecture", "teacher's weights", "checkpoint", "configuration"],
 )
 def test_a_baseline_unlike_the_student_is_told(distilled, told):
     found = warnings(record("b", start=RANDOM), record("d", kind="distill", **distilled))

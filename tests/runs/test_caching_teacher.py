@@ -289,6 +289,9 @@ def test_what_no_cache_can_do_is_refused(kept, scenes, tiny_folders, tmp_path):
     given = {"teacher_cache": kept.folder, "student": None, "student_decoder_layers": 1}
     with pytest.raises(ConfigError, match="give --teacher beside --teacher_cache"):
         qskd.distill(**run_options(tmp_path / "b", scenes, tiny_folders, **given))
+    given = {"teacher_cache": kept.folder, "teacher_precision": "bfloat16"}
+    with pytest.raises(ConfigError, match="--teacher_precision bfloat16 is about a teacher that runs"):
+        qskd.distill(**run_options(tmp_path / "c", scenes, tiny_folders, **given))
 
 
 def test_the_batch_says_which_augmentation_of_which_image_it_holds(scenes):

@@ -61,16 +61,21 @@ def test_a_finished_run_leaves_its_folder_as_promised(checked):
 @pytest.mark.parametrize("sample", [200, 3], ids=["preflight saw all images", "preflight saw some"])
 def test_the_teacher_is_asked_once_and_its_detections_are_kept(scenes, tmp_path, monkeypatch, sample):
     monkeypatch.setattr("qskd.runs.preflight.TEACHER_IMAGES", sample)
-    asked = []
+    asked, kinds = [], set()
     measure = evaluating.evaluate_keeping
 
     def counted(*arguments, **named):
         asked.append(named.get("first"))
+        kinds.update(type(module).__name__ for module in arguments[0].model.modules())
         return measure(*arguments, **named)
 
     monkeypatch.setattr("qskd.runs.given_teacher.evaluate_keeping", counted)
     run = qskd.distill(**options(tmp_path / "run", scenes))
     assert asked == ([6] if sample == 200 else [3, None])
+    assert not any("BatchNorm2d" in kind for kind in kinds)  # an engine answered, but the cost is the plain model's
+    plain = load_model(TEACHER).model
+    assert run.summary["teacher"]["cost"]["parameters"] == sum(one.numel() for one in plain.parameters())
+    assert run.summary["teacher"]["fingerprint"] == weights_fingerprint(plain)
     kept = KeptDetections.load(tmp_path / "run" / "eval" / "teacher_detections.npz")
     assert len(kept.state.image_ids) == 6
     assert int(kept.state.counts.sum()) == run.summary["teacher"]["metrics"]["num_detections"]
@@ -156,6 +161,14 @@ def test_a_teacher_given_as_its_own_student_is_warned_of(scenes, tiny_folders, t
     student = tiny_folders["detr_student"]
     qskd.distill(**tiny(tmp_path, scenes, tiny_folders, teacher=student, student=student, preflight=True))
     assert "warning: teacher and student have the same weights" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_with_the_precision_that_its_teacher_began_with(scenes, tiny_folders, tmp_path):
+    asked = {"teacher_precision": "bfloat16", "save_strategy": "steps", "save_steps": 1}
+    given = tiny(tmp_path / "run", scenes, tiny_folders, **asked)
+    qskd.distill(**given)
+    with pytest.raises(CheckpointError, match="teacher precision is 'bfloat16', this run's is None"):
+        qskd.distill(**(given | {"teacher_precision": "as_student", "resume_from_checkpoint": True, "max_steps": 2}))
 
 
 def assert_refused(given, kind, told):

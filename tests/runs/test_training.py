@@ -243,3 +243,29 @@ def test_caches_of_all_processes_of_a_machine_are_counted(monkeypatch, tmp_path)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     alone.dataloader_num_workers = 3
     assert loading_processes(alone) == 24
+
+
+def test_a_channels_last_run_learns_the_same_and_can_be_resumed_as_such_alone(scenes, tiny_folders, tmp_path):
+    model, asked = tiny_folders["detr_student"], {"save_strategy": "steps", "save_steps": 1}
+    plain = train(tmp_path / "plain", scenes, model, max_steps=2)
+    train(tmp_path / "last", scenes, model, max_steps=1, channels_last=True, **asked)
+    resumed = {"max_steps": 2, "resume_from_checkpoint": True, **asked}
+    with pytest.raises(CheckpointError, match="channels last is True, this run's is None"):
+        # The fused optimiser would take its state for that of other weights.
+        train(tmp_path / "last", scenes, model, **resumed)
+    run = train(tmp_path / "last", scenes, model, channels_last=True, **resumed)
+    losses = [[entry["loss"] for entry in entries_of(one.folder)] for one in (plain, run)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    kept = load_model(run.model).model.state_dict()
+    for name, weight in load_model(plain.model).model.state_dict().items():
+        torch.testing.assert_close(kept[name], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_norms_that_are_frozen_already_cannot_be_frozen(scenes, tiny_folders, tmp_path):
+    with pytest.raises(ConfigError, match="no batch norm of the student's backbone learns"):
+        train(tmp_path, scenes, tiny_folders["detr_student"], freeze_batch_norm=True)
+
+
+def test_compiling_the_whole_step_is_refused(scenes, tmp_path):
+    with pytest.raises(ConfigError, match="torch_compile is not supported"):
+        train(tmp_path, scenes, STUDENT, torch_compile=True)

@@ -17,10 +17,12 @@ def test_every_training_argument_keeps_its_name(tmp_path):
     added = ours - {field.name for field in fields(TrainingArguments)}
     assert added == {
         "backbone_lr_scale",
+        "channels_last",
         "detection_weight",
         "distillation_warmup_steps",
         "early_stopping_patience",
         "ema_decay",
+        "freeze_batch_norm",
     }
 
 

@@ -70,11 +70,14 @@ class Images:
 
     pixels: Tensor  # [B, 3, H, W] float32 in [0, 1]
     content: Tensor  # [B, 2] long, (height, width) in pixels without the padding
+    padded: bool | None = None  # whether any has padding, as the host knows; None: ask the device
 
     def to(self, device: Any, non_blocking: bool = False) -> "Images":
         """The same images on another device."""
         return Images(
-            self.pixels.to(device, non_blocking=non_blocking), self.content.to(device, non_blocking=non_blocking)
+            self.pixels.to(device, non_blocking=non_blocking),
+            self.content.to(device, non_blocking=non_blocking),
+            self.padded,
         )
 
 
@@ -89,17 +92,28 @@ class Batch:
     original_sizes: tuple[tuple[int, int], ...]  # (height, width) of the image files, in pixels
     teacher_images: Images | None = None  # the same content at the teacher's own size, if it has one
     variations: tuple[Variation, ...] = ()  # of each image; empty where images are not varied
+    padded: bool | None = None  # whether any image has padding, as the host knows; None: ask the device
 
     def for_teacher(self) -> "Batch":
         """What the teacher sees: the same objects in the same images, at its own size if it has one."""
         if self.teacher_images is None:
             return self
-        pixels, content = self.teacher_images.pixels, self.teacher_images.content
-        return Batch(pixels, content, self.targets, self.image_ids, self.original_sizes, variations=self.variations)
+        own, objects = self.teacher_images, self.targets
+        return Batch(
+            own.pixels,
+            own.content,
+            objects,
+            self.image_ids,
+            self.original_sizes,
+            variations=self.variations,
+            padded=own.padded,
+        )
 
     @property
     def is_padded(self) -> bool:
-        """Whether any image has padding; asks the device once."""
+        """Whether any image has padding; asks the device where the host does not know."""
+        if self.padded is not None:
+            return self.padded
         height, width = self.pixels.shape[-2:]
         return bool((self.content != self.content.new_tensor([height, width])).any())
 
@@ -120,6 +134,7 @@ class Batch:
             self.original_sizes,
             self.teacher_images.to(device, non_blocking=non_blocking) if self.teacher_images else None,
             self.variations,
+            self.padded,
         )
 
     def __len__(self) -> int:
@@ -157,6 +172,7 @@ def collate(samples: Sequence[Sample], *, multiple_of: int = 1) -> Batch:
         tuple(sample.original_size for sample in samples),
         _side_by_side(theirs, multiple_of) if theirs else None,
         tuple(sample.variation for sample in samples if sample.variation is not None),
+        images.padded,
     )
 
 
@@ -171,4 +187,4 @@ def _side_by_side(images: Sequence[Tensor], multiple_of: int) -> Images:
         torch.mul(image, 1 / 255, out=place[:, :h, :w])
         place[:, h:] = 0
         place[:, :h, w:] = 0
-    return Images(pixels, content)
+    return Images(pixels, content, any(image.shape[-2:] != (height, width) for image in images))

@@ -123,7 +123,7 @@ class AttentionGuidedFeature(nn.Module):
 
     def token_weights(self, lesson: Lesson) -> Tensor:
         """W [B, S], 0 at padding and in images without selected queries."""
-        mass = lesson.view.attention_mass(query_weights(lesson.groups))  # [L, B, S]
+        mass = lesson.view.attention_mass(query_weights(lesson.groups), lesson.groups.most)  # [L, B, S]
         is_padding = torch.cat([mask.flatten(1) for mask in lesson.view.is_padding], dim=1)
         mass = mass.masked_fill(is_padding, 0.0)
         if not self.norm_per_level:

@@ -13,6 +13,7 @@ from qskd.losses.class_divergence import class_divergence, say_for_head
 from qskd.losses.hard_negative_alignment import align_hard_negatives
 from qskd.losses.term import Lesson, Prepared, StudentAnswer
 from qskd.models.adapter import Need
+from qskd.models.host import constant, most_selected
 from qskd.models.view import DetrView
 from qskd.selection.groups import GroupQuerySelection, Role
 
@@ -100,7 +101,7 @@ class LocalAlignmentPrediction(nn.Module):
         hard negatives.
         """
         view, groups = lesson.view, lesson.groups
-        layers = torch.tensor(self.teacher_layers(view.num_layers), device=view.logits.device)  # [L']
+        layers = constant(self.teacher_layers(view.num_layers), view.logits.device, torch.long)  # [L']
         positives = groups.match[layers]  # [L', B, N]
         is_hard = groups.role[layers] == Role.HARD_NEGATIVE  # [L', B, Q]
         hard = listed(is_hard, self._most_hard_negatives(lesson, is_hard))  # [L', B, T]
@@ -191,19 +192,8 @@ class LocalAlignmentPrediction(nn.Module):
 
     def _most_hard_negatives(self, lesson: Lesson, is_hard: Tensor) -> int:
         """T: the most hard negatives of a layer and image; exact on a CPU, else what the selection allows."""
-        if is_hard.is_cuda:
-            return self._most_allowed(lesson)  # counting on the device would make the host wait
-        return int(is_hard.sum(-1).max()) if is_hard.numel() else 0
-
-    def _most_allowed(self, lesson: Lesson) -> int:
-        if self.selection.select == "positives" or lesson.targets.labels.shape[1] == 0:
-            return 0
-        limits = [lesson.view.num_queries]
-        if self.selection.most_per_image is not None:
-            limits.append(self.selection.most_per_image)
-        if self.selection.most_per_object is not None:
-            limits.append(self.selection.most_per_object * lesson.targets.labels.shape[1])
-        return min(limits)
+        allowed = self.selection.most_hard_negatives(lesson.targets.labels.shape[1], lesson.view.num_queries)
+        return most_selected(is_hard, allowed)
 
     def _pairs_sought(self, positives: Tensor, is_hard: Tensor, lesson: Lesson) -> Tensor:
         """[2 L'] float32 summed over images."""

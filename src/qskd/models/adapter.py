@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qskd.data.batch import Batch
+from qskd.models.host import constant
 from qskd.models.view import DetrView
 
 
@@ -179,8 +180,9 @@ class DetrAdapter(ABC):
 
     def normalise(self, batch: Batch) -> Tensor:
         """[B, 3, H, W] pixels as the network expects them, exactly 0 in the padding."""
-        mean = batch.pixels.new_tensor(self.pixel_norm.mean)[:, None, None]
-        std = batch.pixels.new_tensor(self.pixel_norm.std)[:, None, None]
+        like = batch.pixels
+        mean = constant(self.pixel_norm.mean, like.device, like.dtype)[:, None, None]
+        std = constant(self.pixel_norm.std, like.device, like.dtype)[:, None, None]
         normalised = (batch.pixels - mean) / std
         return normalised.masked_fill(batch.is_padding()[:, None], 0.0)
 

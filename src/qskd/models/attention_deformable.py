@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from qskd.models.host import constant, most_selected
 from qskd.models.view import AttentionReader
 
 Grid = tuple[tuple[int, int], ...]
@@ -51,9 +52,9 @@ def deformable_attention(
     """
 
     @torch.no_grad()
-    def read(weights: Tensor) -> Tensor:
+    def read(weights: Tensor, most: int | None = None) -> Tensor:
         with torch.autocast(weights.device.type, enabled=False):
-            selected = max(1, int((weights > 0).sum(-1).max()))
+            selected = max(1, most_selected(weights, most))
             chosen = weights.float().topk(selected, dim=-1)  # every positive weight is among these, [L, B, K]
             location, attention = _sample(layers, chosen.indices, grid)
             heads = attention.shape[3]
@@ -112,7 +113,7 @@ def _geometry(grid: Grid, device: torch.device) -> Tensor:
     """Height, width and first token of the levels: [3, levels, 1, 1, 1, 1] long."""
     areas = [height * width for height, width in grid]
     rows = [(*size, sum(areas[:level])) for level, size in enumerate(grid)]
-    return torch.tensor(rows, device=device).T.reshape(3, -1, 1, 1, 1, 1)
+    return constant(rows, device, torch.long).T.reshape(3, -1, 1, 1, 1, 1)
 
 
 def _sample(layers: Sequence[SamplingInputs], chosen: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -121,7 +122,7 @@ def _sample(layers: Sequence[SamplingInputs], chosen: Tensor, grid: Grid) -> tup
     Recomputed in float32 from the modules' own Linears, for the ``chosen`` [L, B, K] queries alone. Levels with
     fewer points than others are filled up with points of no attention.
     """
-    size = torch.tensor([[width, height] for height, width in grid], device=chosen.device)[:, None]
+    size = constant([(width, height) for height, width in grid], chosen.device, torch.long)[:, None]
     both = [_sample_layer(inputs, chosen[index], size) for index, inputs in enumerate(layers)]
     locations, attentions = zip(*both, strict=True)
     return torch.stack(locations), torch.stack(attentions)
@@ -138,7 +139,7 @@ def _sample_layer(inputs: SamplingInputs, chosen: Tensor, size: Tensor) -> tuple
     if reference.shape[-1] == 2:
         location = reference + offset / size
     else:  # a box: the offsets are in units of half the box, or so, divided among the points of a level
-        counts = torch.tensor(points, device=chosen.device)[:, None, None]
+        counts = constant(points, chosen.device, torch.long)[:, None, None]
         location = reference[..., :2] + offset / counts * reference[..., 2:] * getattr(module, "offset_scale", 0.5)
     return _snapped(location, size) if _method(module) == "discrete" else location, attention
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qskd.models.host import most_selected
+
 _QUERIES_AT_ONCE = 64
 """Bounds the largest temporary to [B, heads, 64, S] float32, however many queries are selected."""
 
@@ -31,29 +33,27 @@ class DenseAttentionMass:
     layers: tuple[CrossAttention, ...]  # L of them
     is_padding: Tensor  # [B, S] bool, tokens nobody attends to
 
-    def __call__(self, weights: Tensor) -> Tensor:
+    def __call__(self, weights: Tensor, most: int | None = None) -> Tensor:
         """Attention mass of the weighted queries.
 
         Args:
             weights: [L, B, Q], non-negative; only queries with a positive weight are computed.
+            most: see ``DetrView.attention_mass``.
 
         Returns:
             [L, B, S] float32: sum over queries of weight x head-averaged attention; 0 at padding.
 
         Raises:
             ValueError: ``weights`` belongs to another view.
-
-        The largest number of selected queries of a layer is asked from the device once, for all layers.
         """
         expected = (len(self.layers), *self.layers[0].queries[0].shape[:2])
         if tuple(weights.shape) != expected:
             raise ValueError(f"weights has shape {tuple(weights.shape)}, expected {expected} ([L, B, Q]).")
-        most = (weights > 0).sum(-1).amax(-1).tolist()  # selected queries, of each layer's fullest image
         with torch.autocast(weights.device.type, enabled=False):
             return torch.stack(
                 [
-                    _layer_mass(layer, layer_weights.float(), count, self.is_padding)
-                    for layer, layer_weights, count in zip(self.layers, weights, most, strict=True)
+                    _layer_mass(layer, layer_weights.float(), most_selected(layer_weights, most), self.is_padding)
+                    for layer, layer_weights in zip(self.layers, weights, strict=True)
                 ]
             )
 

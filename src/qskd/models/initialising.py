@@ -142,6 +142,22 @@ def _trainable(frozen: nn.Module) -> TrainableBatchNorm2d:
     return norm.train(frozen.training)
 
 
+def freeze_backbone_norms(model: nn.Module) -> int:
+    """Let the batch norms of the backbone keep statistics, scales and shifts; how many of them had learnt.
+
+    They work as in evaluation mode whatever the mode of the model is, also in copies of it.
+    """
+    norms = [module for module in backbone_of(model).modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.requires_grad_(False)
+        norm.register_forward_pre_hook(_in_evaluation_mode)
+    return len(norms)
+
+
+def _in_evaluation_mode(norm: nn.Module, _: Any) -> None:
+    norm.eval()
+
+
 def train_backbone(model: nn.Module) -> None:
     """Train every parameter of a pretrained backbone; its frozen batch norms keep their statistics.
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-AttentionReader = Callable[[Tensor], Tensor]
-"""Maps query weights [L, B, Q] to attention mass [L, B, S]."""
+AttentionReader = Callable[[Tensor, int | None], Tensor]
+"""Maps query weights [L, B, Q], and the most of a layer and image that are positive (or None), to mass [L, B, S]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +71,12 @@ class DetrView:
         full = torch.cat([self.logits, self.no_object[..., None]], dim=-1)
         return full.float().softmax(-1)[..., :-1]
 
-    def attention_mass(self, weights: Tensor) -> Tensor:
+    def attention_mass(self, weights: Tensor, most: int | None = None) -> Tensor:
         """Where the weighted queries look.
 
         Args:
             weights: [L, B, Q], non-negative; attention is computed only for queries with weight > 0.
+            most: no layer and image has more such queries; on a GPU it saves counting them. None counts them.
 
         Returns:
             [L, B, S] float32: sum over queries of weight x head-averaged cross-attention; 0 at padding.
@@ -85,7 +86,7 @@ class DetrView:
         """
         if self.attention is None:
             raise ValueError("This view holds no attention: read the model with capture_attention=True.")
-        return self.attention(weights)
+        return self.attention(weights, most)
 
     def without_attention(self) -> "DetrView":
         """The same view, free of the tensors captured for ``attention_mass``."""

@@ -22,6 +22,7 @@ _OPTIONS = (  # of the training itself; a baseline and a distillation should sha
     "zoom_out",
     "photometric",
     "detection_weight",
+    "freeze_batch_norm",
     "bf16",
     "fp16",
 )

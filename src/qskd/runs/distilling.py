@@ -37,7 +37,7 @@ def distill(pair: PairOptions, data: DataOptions, method: MethodOptions, config:
     Raises:
         QskdError: bad input, found before the first step; or a loss that was not finite.
     """
-    _check_unlabeled(pair)
+    _check_together(pair)
     if pair.teacher is None and pair.teacher_cache is None:
         raise building.missing_option("--teacher", "a hub id or the folder of a trained detector")
     settings = method.settings()
@@ -56,7 +56,9 @@ def distill(pair: PairOptions, data: DataOptions, method: MethodOptions, config:
     else:
         assert model is not None
         size, teacher_size = building.choose_sizes(data, pair, student, model)
-        teacher = LoadedTeacher(model, LabelMap.between(model.id2label, splits.class_names), teacher_size)
+        labels = LabelMap.between(model.id2label, splits.class_names)
+        precision = None if pair.teacher_precision == "as_student" else pair.teacher_precision
+        teacher = LoadedTeacher(model, labels, teacher_size, config.device, precision)
     options = changed_options(pair, data, method, config)
     distillation = Distillation(folder, splits, size, student, config, data, options, began, teacher, settings, pair)
     with ending(folder):
@@ -72,9 +74,14 @@ def _open_teacher(pair: PairOptions) -> DetrAdapter:
     )
 
 
-def _check_unlabeled(pair: PairOptions) -> None:
+def _check_together(pair: PairOptions) -> None:
     if pair.unlabeled is not None and pair.teacher_cache is not None:
         raise no_unlabeled()
+    if pair.teacher_precision != "as_student" and pair.teacher_cache is not None:
+        raise ConfigError(
+            f"--teacher_precision {pair.teacher_precision} is about a teacher that runs; --teacher_cache holds answers "
+            "that were given before. Leave one of them out."
+        )
     if not 0 < pair.unlabeled_threshold < 1:
         raise ConfigError(f"--unlabeled_threshold is {pair.unlabeled_threshold}; give a score between 0 and 1.")
     if pair.unlabeled_batch_size is not None and pair.unlabeled_batch_size < 1:
@@ -166,10 +173,13 @@ class Distillation(Job):
 
     def start(self, resume: Path | None, notes: Sequence[str], *, check: bool, method: str) -> RunResult:
         """Build terms, check, train."""
+        self.prepare_student()
         fingerprint = self.teacher.fingerprint()
         facts: dict[str, Any] = {"teacher": fingerprint, "method": method, **self.teacher.identity()}
-        if self.teacher.size != self.size:
-            facts["teacher image size"] = plain_size(self.teacher.size)
+        # None where there is none, so that a resumed run cannot leave out what the first one had.
+        own_size = self.teacher.size != self.size
+        facts["teacher image size"] = plain_size(self.teacher.size) if own_size else None
+        facts |= {"unlabelled images": None, "unlabelled learning": None}
         unlabeled = self.unlabeled()
         if unlabeled is not None:
             self.tell(*self._shared_with_validation(unlabeled))

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+import torch
 from accelerate import PartialState
 
 from qskd.data.dataset import DetectionDataset
@@ -15,9 +16,10 @@ from qskd.labels import LabelMap
 from qskd.losses.presets import DetrFacts, MethodSettings
 from qskd.losses.term import Term
 from qskd.models.adapter import DetrAdapter
+from qskd.models.folding import inference_engine
 from qskd.models.loading import weights_fingerprint
 from qskd.runs.evaluating import evaluate_keeping
-from qskd.runs.training import measured_cost
+from qskd.runs.training import measured_cost, one_image
 
 
 class GivenTeacher(Protocol):
@@ -61,13 +63,35 @@ class GivenTeacher(Protocol):
         """Parameters, GFLOPs and latency."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LoadedTeacher:
-    """A teacher in memory, asked at every step."""
+    """A teacher in memory, asked at every step.
+
+    Args:
+        facts: the model that was given. What answers is a faster copy (``inference_engine``), made when first needed.
+        label_map: from the student's classes to the teacher's.
+        size: what its images are resized to.
+        device: of the run.
+        precision: see ``TeacherSide``.
+    """
 
     facts: DetrAdapter
     label_map: LabelMap
     size: ImageSize
+    device: torch.device
+    precision: Literal["float32", "bfloat16"] | None = None
+    _engine: DetrAdapter | None = None
+
+    def engine(self) -> DetrAdapter:
+        """The copy that answers, on the run's device.
+
+        Made on the CPU: a GPU need not hold both, and its convolutions may round float32 to 10 bits (TF32), which would
+        blur whether both say the same.
+        """
+        if self._engine is None:
+            self._engine = inference_engine(self.facts, one_image(self.size))
+            self._engine.model.to(self.device)
+        return self._engine
 
     def fingerprint(self) -> str:
         """See ``GivenTeacher``."""
@@ -75,11 +99,12 @@ class LoadedTeacher:
 
     def identity(self) -> dict[str, Any]:
         """See ``GivenTeacher``."""
-        return {"cached epochs": None}  # so that no run that began with a cache goes on without it
+        # No epochs, so that no run that began with a cache goes on without it.
+        return {"cached epochs": None, "teacher precision": self.precision}
 
     def side(self, settings: MethodSettings, terms: Mapping[str, Term], size: ImageSize) -> TeacherSide:
         """See ``GivenTeacher``."""
-        return TeacherSide(self.facts, self.label_map, settings.selection, terms)
+        return TeacherSide(self.engine(), self.label_map, settings.selection, terms, self.precision)
 
     def prepare(self, data: DetectionDataset) -> DetectionDataset:
         """See ``GivenTeacher``."""
@@ -96,7 +121,7 @@ class LoadedTeacher:
         """See ``GivenTeacher``."""
         images = len(index) if first is None else min(first, len(index))
         metrics, found = evaluate_keeping(
-            self.facts,
+            self.engine(),
             index,
             self.size,
             batch_size,
@@ -106,5 +131,8 @@ class LoadedTeacher:
         return metrics, found, images
 
     def cost(self) -> dict[str, Any]:
-        """See ``GivenTeacher``."""
-        return measured_cost(self.facts, self.size)
+        """See ``GivenTeacher``; of the model that was given, measured as its students are: no norm folded."""
+        self.facts.model.to(self.device)
+        cost = measured_cost(self.facts, self.size)
+        self.facts.model.to("cpu")
+        return cost

@@ -152,6 +152,10 @@ class PairOptions:
     teacher_max_image_size: int | None = field(
         default=None, metadata={"help": "Longest edge of the teacher's images; keeps the aspect ratio."}
     )
+    teacher_precision: Literal["as_student", "float32", "bfloat16"] = field(
+        default="as_student",
+        metadata={"help": "What the teacher computes in; as_student goes with --bf16 and --fp16."},
+    )
     student_backbone: str | None = field(
         default=None, metadata={"help": "Backbone of a derived student: resnet18, resnet34, resnet50, ..."}
     )

@@ -15,9 +15,12 @@ from qskd.data.batch import Batch, Targets
 from qskd.data.dataset import DetectionDataset
 from qskd.data.transforms import ImageSize
 from qskd.distiller import Distiller, Teacher
+from qskd.errors import ConfigError
 from qskd.evaluation.cost import cost_of
 from qskd.losses.set_prediction import SetPredictionLoss
 from qskd.models.adapter import DetrAdapter
+from qskd.models.folding import channels_last
+from qskd.models.initialising import freeze_backbone_norms
 from qskd.models.loading import structure_fingerprint, with_class_names
 from qskd.models.processors import save_model
 from qskd.runs import building, picturing
@@ -62,6 +65,7 @@ def train(model: ModelOptions, data: DataOptions, config: DistillationConfig) ->
     size = building.choose_size(data, [adapter], [model.model])
     job = Job(folder, splits, size, adapter, config, data, changed_options(model, data, config), began)
     with ending(folder):
+        job.prepare_student()
         return job.run(resume, kind="train", method="none", identity=job.identity(resume))
 
 
@@ -132,6 +136,20 @@ class Job:
         """Images without annotations to learn from too; none here."""
         return None
 
+    def prepare_student(self) -> None:
+        """What the settings ask of the student's convolutions and norms; names and shapes stay.
+
+        Raises:
+            ConfigError: there is no norm to freeze.
+        """
+        if self.config.channels_last:
+            channels_last(self.student)
+        if self.config.freeze_batch_norm and freeze_backbone_norms(self.student.model) == 0:
+            raise ConfigError(
+                "freeze_batch_norm was given, but no batch norm of the student's backbone learns: it has none, or they "
+                "are frozen already, as in most published checkpoints. Leave it out."
+            )
+
     def identity(self, resume: Path | None, **more: Any) -> dict[str, Any]:
         """What a resumed run must share with the one that was interrupted; ``more`` comes first.
 
@@ -147,6 +165,9 @@ class Job:
             "image size": plain_size(self.size),
             **augmentation,
             **self.config.trajectory(),
+            # None where off: what a checkpoint from before these options says of them.
+            "freeze batch norm": self.config.freeze_batch_norm or None,
+            "channels last": self.config.channels_last or None,  # the optimiser's state lies as the weights do
         }
         if resume is not None:
             checkpoints.check(resume, identity)

@@ -87,7 +87,7 @@ def assign(cost: Tensor, place: Tensor | None = None) -> Tensor:
     for index in range(len(assigned)):
         rows, columns = solve(*on_host[:, index])
         assigned[index, rows] = columns
-    return torch.from_numpy(assigned).reshape(*leading, num_rows).to(cost.device)
+    return torch.from_numpy(assigned).reshape(*leading, num_rows).to(cost.device, non_blocking=True)
 
 
 def _solve_dense(cost: NDArray[np.floating]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

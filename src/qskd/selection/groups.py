@@ -30,6 +30,7 @@ class QueryGroups:
     owner: Tensor  # [L, B, Q] long, index of the object a query belongs to; -1 without objects
     giou: Tensor  # [L, B, Q] float32, GIoU with the owner, in [-1, 1]; -1 without objects
     match: Tensor  # [L, B, N] long, the query matched to each object; -1 where there is none
+    most: int | None = None  # known to the host: no layer and image has more positives and hard negatives
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,10 @@ class GroupQuerySelection:
         has_objects = targets.is_object.any(1)[:, None]
         is_hard = self._hard_negatives(view, targets, owner, value, ~is_positive & has_objects)
         role = is_positive.to(torch.uint8) * Role.POSITIVE + is_hard.to(torch.uint8) * Role.HARD_NEGATIVE
-        return QueryGroups(role, owner.where(has_objects, -1), value.float().where(has_objects, -1.0), match)
+        owner, value = owner.where(has_objects, -1), value.float().where(has_objects, -1.0)
+        objects = targets.labels.shape[1]
+        most = min(objects + self.most_hard_negatives(objects, view.num_queries), view.num_queries)
+        return QueryGroups(role, owner, value, match, most)
 
     @property
     def most_per_object(self) -> int | None:
@@ -114,6 +118,14 @@ class GroupQuerySelection:
     def most_per_image(self) -> int | None:
         """The most hard negatives of one image; None for no limit."""
         return None if self.select == "all" else self.max_hard_negatives
+
+    def most_hard_negatives(self, objects: int, queries: int) -> int:
+        """The most hard negatives that an image of so many objects, of so many queries, can have."""
+        if self.select == "positives" or objects == 0:
+            return 0
+        per_object = self.most_per_object
+        limits = [queries, self.most_per_image, None if per_object is None else per_object * objects]
+        return min(limit for limit in limits if limit is not None)
 
     def _hard_negatives(
         self, view: DetrView, targets: Targets, owner: Tensor, giou: Tensor, candidates: Tensor
@@ -172,4 +184,5 @@ def _no_groups(view: DetrView, match: Tensor) -> QueryGroups:
         owner=torch.full(shape, -1, device=device),
         giou=torch.full(shape, -1.0, device=device),
         match=match,
+        most=0,
     )

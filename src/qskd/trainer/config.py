@@ -31,6 +31,7 @@ _REFUSED = {
     "auto_find_batch_size": "changes the run behind your back; set per_device_train_batch_size.",
     "fsdp": "is not supported: a model must fit on one device. Several of them share the images, with torchrun.",
     "gradient_checkpointing": _LESS_MEMORY,
+    "torch_compile": "is not supported: matching leaves the device in the middle of a step, which cannot be compiled.",
     "save_only_model": "would leave checkpoints that cannot be resumed; best/ and last/ are models alone.",
     "load_best_model_at_end": "is not needed: the best weights are always in <output_dir>/best. Leave it out.",
 }
@@ -93,6 +94,14 @@ class DistillationConfig(TrainingArguments):
     detection_weight: float = field(default=1.0, metadata={"help": "Weight of the student's own detection loss."})
     distillation_warmup_steps: int = field(
         default=0, metadata={"help": "Steps over which the distillation terms grow from 0 to their weight."}
+    )
+    channels_last: bool = field(
+        default=False,
+        metadata={"help": "Keep the weights of the student's convolutions in channels-last memory; same results."},
+    )
+    freeze_batch_norm: bool = field(
+        default=False,
+        metadata={"help": "Keep the batch norms of the student's backbone as they are; for pretrained backbones."},
     )
     early_stopping_patience: int = field(
         default=0, metadata={"help": "Stop after this many evaluations without a better AP; 0 never stops."}

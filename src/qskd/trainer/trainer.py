@@ -109,6 +109,7 @@ class DistillationTrainer(SafeTrainer):
         self.average = ModelAverage(distiller.student, args.ema_decay) if args.ema_decay > 0 else None
         self._part_sums: dict[str, Tensor] = {}
         self._steps_in_sums = 0
+        self._unchecked: list[tuple[StepInput, dict[str, Tensor]]] = []  # losses of this step so far
         self._install_callbacks()
 
     def _install_callbacks(self) -> None:
@@ -199,8 +200,7 @@ class DistillationTrainer(SafeTrainer):
         """One forward through the wrapped distiller."""
         parts = model(inputs.batch, inputs.totals, inputs.teaching, warmup=self._warmup(), unlabeled=inputs.unlabeled)
         loss = parts["loss"]
-        if not bool(torch.isfinite(loss)):
-            self._stop(inputs, {name: float(part.detach()) for name, part in parts.items()})
+        self._unchecked.append((inputs, {name: part.detach() for name, part in parts.items()}))
         for name, part in parts.items():
             if name != "loss":
                 self._part_sums[name] = self._part_sums.get(name, 0.0) + part.detach()
@@ -212,6 +212,7 @@ class DistillationTrainer(SafeTrainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """As usual, clipped or not, and stop on gradients that are not finite (a loss scaler handles its own)."""
+        self._check_losses()
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None and self.accelerator.scaler is None and not bool(torch.isfinite(torch.as_tensor(norm))):
             raise NonFiniteLoss(
@@ -219,6 +220,14 @@ class DistillationTrainer(SafeTrainer):
                 f"{self._advice()}"
             )
         return norm
+
+    def _check_losses(self) -> None:
+        """Stop at the first loss of this step that is not finite: all are looked at together, before the optimiser."""
+        unchecked, self._unchecked = self._unchecked, []
+        losses = torch.stack([parts["loss"] for _, parts in unchecked]).tolist()
+        for (inputs, parts), loss in zip(unchecked, losses, strict=True):
+            if not math.isfinite(loss):
+                self._stop(inputs, {name: float(part) for name, part in parts.items()})
 
     def _stop(self, inputs: StepInput, parts: dict[str, float]) -> None:
         """Save the batch that made the loss non-finite, and leave."""

@@ -194,7 +194,7 @@ def _attention(
     read = deformable_attention(layers, tuple(calls[0]["spatial_shapes_list"]))
     tokens = sum(level.shape[-2] * level.shape[-1] for level in memory)
     # A decoder may make coarser levels of its own after the encoder's; they are no part of the memory.
-    return lambda weights: read(weights)[..., :tokens]
+    return lambda weights, most: read(weights, most)[..., :tokens]
 
 
 def _no_padding(level: Tensor) -> Tensor:
