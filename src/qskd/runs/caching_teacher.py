@@ -27,6 +27,7 @@ from qskd.runs.cache_key import cached_sizes, data_key, needs_of, selection_key,
 from qskd.runs.caching_progress import Progress, continuable, in_bytes
 from qskd.runs.evaluating import evaluate_keeping
 from qskd.runs.options import CacheOptions, DataOptions, MethodOptions
+from qskd.runs.processes import rank, world
 from qskd.runs.recording import Recorder
 from qskd.runs.training import measured_cost, plain_size
 
@@ -73,10 +74,10 @@ def cache_teacher(options: CacheOptions, data: DataOptions, method: MethodOption
     label_map = LabelMap.between(teacher.id2label, splits.class_names)
     size, teacher_size = cached_sizes(options, data, teacher)
     train, _ = building.datasets(splits, data, size, options.seed, teacher_size, workers=options.dataloader_num_workers)
-    rank, world, device = _place(options.use_cpu)
+    device = _place(options.use_cpu)
     teacher.model.to(device)
     side = TeacherSide(teacher, label_map, settings.selection, {})
-    recorder = Recorder(side, train, needs, getattr(torch, options.cache_dtype), options, device, rank, world)
+    recorder = Recorder(side, train, needs, getattr(torch, options.cache_dtype), options, device, rank(), world())
     key = (
         teacher_key(teacher)
         | data_key(splits, data)
@@ -100,12 +101,11 @@ def _check(options: CacheOptions) -> None:
         raise ConfigError(f"--output_dir {options.output_dir} is a file; give a folder.")
 
 
-def _place(use_cpu: bool) -> tuple[int, int, torch.device]:
-    """Rank, number of processes and device of this one."""
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+def _place(use_cpu: bool) -> torch.device:
+    """The device of this process."""
     if use_cpu or not torch.cuda.is_available():
-        return rank, world, torch.device("cpu")
-    return rank, world, torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 @dataclass(frozen=True, slots=True)
