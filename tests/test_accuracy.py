@@ -73,6 +73,17 @@ def test_every_command_of_the_grid_is_understood_by_qskd(parts, grid, tmp_path):
         assert config.max_steps > 0
 
 
+@pytest.mark.parametrize("name", ["accuracy.yaml", "accuracy_gpu.yaml"])
+def test_every_configuration_of_a_grid_is_there(parts, name):
+    grid = parts["reading"].read_grid(ROOT / "benchmarks" / name)
+    for pair in grid.pairs.values():
+        for path in (pair.student, pair.teacher or pair.trained):
+            assert (ROOT / path).exists(), path
+    for cell in grid.cells():
+        steps = grid.datasets[cell.dataset].student_flags["max_steps"]
+        assert not cell.curve or steps % cell.curve == 0, cell
+
+
 def test_cells_of_a_row_differ_in_the_method_alone(parts, grid, tmp_path):
     """Equal data, order, budget and start: all that is not the method's is the same in every command."""
     place = place_of(parts, grid, tmp_path)

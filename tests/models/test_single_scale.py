@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from builders import random_batch, tiny_conditional_detr, tiny_dab_detr, tiny_detr
+from builders import random_batch, tiny_backbone, tiny_conditional_detr, tiny_dab_detr, tiny_detr
 from qskd.data.batch import Batch
 from qskd.errors import ConfigError
 from qskd.models.families import adapter_class
@@ -47,6 +47,15 @@ def test_a_backbone_of_another_stride_is_refused() -> None:
     model.config.dilation = True  # says stride 16, the ResNet still has 32
     with pytest.raises(ConfigError, match="stride 16"):
         adapter_class("detr")(model).read(random_batch())
+
+
+@BUILDERS
+def test_a_backbone_that_ends_a_stage_earlier_has_finer_cells(build: Any) -> None:
+    backbone = tiny_backbone()
+    backbone.out_features = ["stage3"]
+    view = view_of(build(backbone_config=backbone), random_batch(((64, 96),), (2,)))
+    assert view.strides == (16,)
+    assert view.memory[0].shape[-2:] == (4, 6)
 
 
 @pytest.mark.parametrize("build", [tiny_detr, tiny_conditional_detr])  # transformers' DAB-DETR cannot

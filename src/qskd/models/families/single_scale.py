@@ -38,8 +38,12 @@ class SingleScaleAdapter(DetrAdapter):
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """32 pixels a cell; 16 where the last stage is dilated instead (DC5)."""
-        return (16 if self.model.config.dilation else 32,)
+        """32 pixels a cell; 16 where the last stage is dilated instead (DC5); half of it for each stage left out."""
+        config = self.model.config
+        stages = getattr(config.backbone_config, "stage_names", None) or []
+        used = getattr(config.backbone_config, "out_features", None) or stages
+        left_out = len(stages) - 1 - stages.index(used[-1]) if stages else 0
+        return ((16 if config.dilation else 32) >> left_out,)
 
     @property
     def num_layers(self) -> int:
