@@ -65,7 +65,7 @@ def random_step(images: int, tokens: int, objects: int, seed: int = 0) -> Step:
     is_padding = torch.zeros(images, side, side, dtype=torch.bool)
     mass = torch.rand(LAYERS, images, side * side, generator=random)
 
-    def attention(weights: Tensor) -> Tensor:
+    def attention(weights: Tensor, most: int | None = None) -> Tensor:
         return mass * weights.sum(-1, keepdim=True)  # what a model's attention costs is a row of its own
 
     return Step(

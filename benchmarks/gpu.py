@@ -71,11 +71,13 @@ def measure(
         _forget_peak(device)
         taken[name], peaks[name] = seconds(run, device, repeats), _peak_gib(device)
     count = len(models.batch)
+    step.pair.cache_clear()  # the next batch size has models of its own
     found = {f"{name}, images/s": count / spent for name, spent in taken.items()}
     found["distillation / (teacher + training)"] = taken["distillation"] / (taken["teacher"] + taken["training"])
     waits = [synchronisations(runs[name], device) for name in ("teacher", "training", "distillation")]
     if None not in waits:
         teacher, training, both = (wait or 0 for wait in waits)
+        found |= {"training, synchronisations": training, "distillation, synchronisations": both}
         found["synchronisations beyond teacher and training"] = both - teacher - training
         found |= {f"{name}, peak memory, GiB": peak for name, peak in peaks.items()}
     return found

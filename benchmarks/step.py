@@ -58,11 +58,20 @@ def pair(quick: bool, device: str = "cpu", images: int = 4, side: int = 384) -> 
         tuple(range(images)),
         ((side, side),) * images,
         padded=False,
-    ).to(device)
-    for adapter in (teacher, student):
+    )
+    engine = folded(teacher, batch)
+    for adapter in (teacher, engine, student):
         adapter.model.to(device)
     student.model.train()
-    return Pair(teacher, inference_engine(teacher, batch), student, batch)
+    return Pair(teacher, engine, student, batch.to(device))
+
+
+def folded(teacher: DetrAdapter, batch: Batch) -> DetrAdapter:
+    """The engine, made on the CPU as a run makes it: a GPU's TF32 would make it look like another model."""
+    engine = inference_engine(teacher, batch)
+    left = [name for name, module in engine.model.named_modules() if "BatchNorm" in type(module).__name__]
+    assert not left, f"norms that were not folded: {left[:3]}"
+    return engine
 
 
 def _detector(layer_type: str, depths: tuple[int, ...], widths: tuple[int, ...], quick: bool) -> DetrAdapter:

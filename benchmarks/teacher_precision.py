@@ -8,6 +8,7 @@ models, whose order says nothing, are compared with the nearest.
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from step import folded
+
 from qskd.data.batch import Batch, collate
 from qskd.data.index import DetectionIndex
 from qskd.data.transforms import ImageSize
@@ -26,7 +31,6 @@ from qskd.distiller import TeacherSide
 from qskd.labels import LabelMap
 from qskd.losses.term import Lesson
 from qskd.models.adapter import DetrAdapter
-from qskd.models.folding import inference_engine
 from qskd.models.loading import as_teacher
 from qskd.runs import building
 from qskd.runs.evaluating import evaluate_adapter
@@ -132,10 +136,11 @@ def main() -> None:
     if index is None:
         parser.error(f"{options.data} has no validation split")
     plain = as_teacher(building.open_model(options.teacher, None, box_frame="content"))
-    plain.model.to(device)
     size = ImageSize(square=options.image_size)
     batches = first_batches(index, size, options.images, device)
-    engine = inference_engine(plain, batches[0])
+    engine = folded(plain, batches[0].to("cpu"))
+    for adapter in (plain, engine):
+        adapter.model.to(device)
 
     def bfloat16() -> AbstractContextManager[object]:
         return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -11,7 +11,6 @@ A step runs in three moves, so that every normaliser is known before the first g
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-import torch
 from torch import Tensor
 
 from qskd.data.batch import Targets
@@ -67,8 +66,3 @@ class Term(Protocol):
             prepared: what ``prepare`` returned for this micro-batch.
             total: [A] ``amount`` summed over micro-batches and processes, divided by the number of processes.
         """
-
-
-def zero_of(*tensors: Tensor) -> Tensor:
-    """A zero that keeps every given tensor in the graph, so no parameter goes unused."""
-    return torch.stack([tensor.sum() * 0.0 for tensor in tensors]).sum()
