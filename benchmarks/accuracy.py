@@ -17,9 +17,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from accuracy_grid import BASELINE, Cell, Grid
-from accuracy_preparing import PARENT, find_data
+from accuracy_preparing import PARENT, ap_of, find_data
 from accuracy_reading import read_grid
-from accuracy_records import read_records, write_records
+from accuracy_records import merge_records, read_records
 from accuracy_running import Runner, state_of
 from accuracy_tables import as_markdown, tables_of
 from accuracy_tasks import REPOSITORY, Task, Workplace, command_line
@@ -47,22 +47,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    place, cells, skipped = _open(options)
-    for name in skipped:
-        print(f"skipped {name}: where is it? --data {name}=FOLDER, or {PARENT}=FOLDER that holds {name}/")
-    if options.search:
+    place, cells = _open(options)
+    if options.search or options.sweeps:
         return _search(place, cells, options)
     finished = _carry_out(place, cells, options)
     if not (options.list or options.dry_run):
-        _summarise(place, cells, options)
+        _summarise(place, options)
     return 0 if finished else 1
 
 
 def _search(place: Workplace, cells: Sequence[Cell], options: argparse.Namespace) -> int:
     """The baseline's trials first: they choose the learning rate of all others."""
-    trials = place.grid.search_cells(cells)
+    trials = place.grid.search_cells(cells) if options.search else []
+    trials += place.grid.sweep_cells(cells) if options.sweeps else []
     parts = [[cell for cell in trials if (cell.method == BASELINE) is first] for first in (True, False)]
-    return 0 if all(_carry_out(place, part, options) for part in parts if part) else 1
+    finished = [_carry_out(place, part, options) for part in parts if part]  # a failed trial counts as AP 0
+    for cell in dict.fromkeys(trials):
+        ap = ap_of(place.runs / cell.name)
+        print(f"{'-' if ap is None else format(100 * ap, '.1f'):>6}  {cell.name}")
+    return 0 if all(finished) else 1
 
 
 def _carry_out(place: Workplace, wanted: Sequence[Cell], options: argparse.Namespace) -> bool:
@@ -76,12 +79,15 @@ def _carry_out(place: Workplace, wanted: Sequence[Cell], options: argparse.Names
         return True
     if options.summarise:
         return True
+    place.runs.mkdir(parents=True, exist_ok=True)
     left = options.minutes and options.minutes - (time.monotonic() - options.began) / 60
-    return Runner(tasks, options.jobs, left, _environment(options)).run()
+    return Runner(tasks, options.jobs, left, options.lean, _environment(options)).run()
 
 
-def _open(options: argparse.Namespace) -> tuple[Workplace, list[Cell], list[str]]:
-    """The workplace, the cells that were asked for, and the names of datasets that are nowhere."""
+def _open(options: argparse.Namespace) -> tuple[Workplace, list[Cell]]:
+    """The workplace, and the cells that were asked for; says which are left out since their data are nowhere."""
+    if options.jobs < 1:
+        raise QskdError(f"--jobs is {options.jobs}; give at least 1.")
     grid = read_grid(options.grid)
     given = {name: Path(folder) for name, folder in map(_named, options.data)}
     for name in given:
@@ -92,8 +98,11 @@ def _open(options: argparse.Namespace) -> tuple[Workplace, list[Cell], list[str]
     _check_teachers(grid, teachers)
     place = Workplace(grid, options.runs.resolve(), data, teachers)
     cells = grid.cells(options.only, options.seeds)
-    missing = list(dict.fromkeys(cell.dataset for cell in cells if place.missing_data(cell)))
-    return place, [cell for cell in cells if cell.dataset not in missing], missing
+    lacking = {cell.dataset: place.missing_data(cell) for cell in cells}
+    for name, where in lacking.items():
+        if where is not None:
+            print(f"left out {name}: where is {where}? --data {where}=FOLDER, or {PARENT}=FOLDER that holds {where}/")
+    return place, [cell for cell in cells if lacking[cell.dataset] is None]
 
 
 def _check_teachers(grid: Grid, teachers: dict[str, Path]) -> None:
@@ -142,15 +151,16 @@ def _show_commands(tasks: dict[str, Task]) -> None:
                 print(shlex.join(command_line(task)))
 
 
-def _summarise(place: Workplace, cells: Sequence[Cell], options: argparse.Namespace) -> None:
+def _summarise(place: Workplace, options: argparse.Namespace) -> None:
     from accuracy_plots import plot_all
 
-    everything = place.grid.cells(seeds=options.seeds) if options.seeds else place.grid.cells()
-    known = {cell.name: cell for cell in [*everything, *cells] if not place.missing_data(cell)}
-    records = read_records(place, known.values())
-    write_records(records, options.out)
+    found, problems = read_records(place)
+    for problem in problems:
+        print(f"left out, it cannot be read: {problem}")
+    records = merge_records(found, options.out)
     tables = tables_of(records)
     text = as_markdown(tables)
+    place.runs.mkdir(parents=True, exist_ok=True)
     (place.runs / "accuracy.md").write_text(text, encoding="utf-8")
     print(text)
     for path in [options.out, place.runs / "accuracy.md", *plot_all(tables, place.runs)]:
@@ -169,6 +179,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--template", metavar="NAME", help="whose settings a dataset of your own takes (the grid's template)")
     add("--teacher", nargs="+", default=[], metavar="DATASET[/PAIR]=FOLDER", help="use a trained teacher")
     add("--search", action="store_true", help="run the search on held-out training images instead of the cells")
+    add("--sweeps", action="store_true", help="run the sweeps of single options there")
+    add("--lean", action="store_true", help="remove the models of finished cells; the numbers stay")
     add("--jobs", type=int, default=1, metavar="N", help="runs side by side (1)")
     add("--threads", type=int, metavar="N", help="OMP_NUM_THREADS of each run (processors / jobs)")
     add("--minutes", type=float, metavar="M", help="stop after so long; the same command goes on")

@@ -9,7 +9,6 @@ from typing import Any
 from qskd.errors import ConfigError
 
 BASELINE = "none"
-SWEEPS = "sweeps"  # in a block's methods: all of them
 _NAME = re.compile(r"(?P<base>[^\[\]/]+)(\[(?P<flags>[^\[\]/]*)\])?")
 
 Flags = Mapping[str, Any]
@@ -38,6 +37,7 @@ class Pair:
     teacher: str | None = None  # configuration
     trained: str | None = None  # a teacher that needs no training, instead
     inherit_from: Mapping[str, str] = field(default_factory=dict)  # the teacher's part for one of the student's
+    inherit_not: tuple[str, ...] = ()  # layers that both lay out otherwise
     teacher_flags: Flags = field(default_factory=dict)
     student_flags: Flags = field(default_factory=dict)
 
@@ -138,11 +138,26 @@ class Grid:
         found: dict[str, Cell] = {}
         for block in self.blocks:
             for seed, dataset, pair, method in product(
-                seeds if seeds is not None else block.seeds, block.datasets, block.pairs, self._expanded(block.methods)
+                seeds if seeds is not None else block.seeds, block.datasets, block.pairs, block.methods
             ):
                 cell = Cell(dataset, pair, method, seed, block.curve)
                 found.setdefault(cell.name, cell)
         return filtered(list(found.values()), only)
+
+    def curve_of(self, cell: Cell) -> int:
+        """How often AP is measured in the training of a cell."""
+        for block in self.blocks:
+            if cell.dataset in block.datasets and cell.pair in block.pairs and cell.method in block.methods:
+                return block.curve
+        return 0
+
+    def sweep_cells(self, cells: Iterable[Cell]) -> list[Cell]:
+        """Trials of the sweeps' methods, and of those that they vary, in the rows of these cells."""
+        if self.search is None:
+            return []
+        rows = dict.fromkeys((cell.dataset, cell.pair) for cell in cells)
+        names = dict.fromkeys([*map(self.searched_as, self.sweeps), *self.sweeps])
+        return [Cell(dataset, pair, method, self.search.seed, search=1.0) for dataset, pair in rows for method in names]
 
     def search_cells(self, cells: Iterable[Cell]) -> list[Cell]:
         """The trials that choose the factors of these cells' methods."""
@@ -169,14 +184,16 @@ class Grid:
         template = template or self.template
         if template not in self.datasets:
             raise ConfigError(f"'{name}' is no dataset of the grid, and its template '{template}' is none either.")
-        new = replace(self.datasets[template], name=name, drawn=None, teacher_drawn=None)
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise ConfigError(f"'{name}' is no name for a dataset: give letters, digits, '_', '-' and '.'.")
+        # What the template's images are, and where its teacher begins, says nothing of other images.
+        new = replace(
+            self.datasets[template], name=name, drawn=None, teacher_drawn=None, teacher_start=None, one_class=None
+        )
         blocks = [
             replace(block, datasets=(*block.datasets, name)) if block.headline else block for block in self.blocks
         ]
         return replace(self, datasets={**self.datasets, name: new}, blocks=tuple(blocks))
-
-    def _expanded(self, methods: Sequence[str]) -> list[str]:
-        return [name for method in methods for name in (self.sweeps if method == SWEEPS else (method,))]
 
 
 def filtered(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
@@ -191,7 +208,10 @@ def filtered(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
         if kind is None:
             raise ConfigError(f"--only {word}: no dataset, pair, method or seed of the grid is called so.")
         kinds.setdefault(kind, set()).add(word)
-    return [cell for cell in cells if all(str(getattr(cell, kind)) in words for kind, words in kinds.items())]
+    chosen = [cell for cell in cells if all(str(getattr(cell, kind)) in words for kind, words in kinds.items())]
+    if not chosen:
+        raise ConfigError(f"--only {' '.join(only)}: every word is known, but no cell of the grid has all of them.")
+    return chosen
 
 
 def _known(cells: Iterable[Cell], kind: str) -> set[str]:

@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,16 @@ from qskd.runs.splitting import split
 PARENT = "QSKD_BENCHMARK_DATA"
 LAST_WRITTEN = Path("annotations") / "instances_val.json"
 INHERITED = "inherited.json"
+NOTES = "cell.json"  # beside a run: its command and how it went
+_BY_POINT = ("sampling_offsets", "attention_weights")  # rows by head, level and point: no channels
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What of a student corresponds to what of its teacher."""
+
+    names: Mapping[str, str] = field(default_factory=dict)  # the teacher's name for one of the student's
+    fresh: tuple[str, ...] = ()  # names of layers that are laid out otherwise, and not inherited
 
 
 def find_data(name: str, given: Mapping[str, Path]) -> Path | None:
@@ -74,24 +85,22 @@ def hold_out(data: Path, folder: Path, share: float) -> None:
     fresh.rename(folder)
 
 
-def inherit(
-    configuration: Path, teacher: Path, parts: Mapping[str, str], seed: int, image_size: int, folder: Path
-) -> None:
+def inherit(configuration: Path, teacher: Path, parts: Parts, seed: int, image_size: int, folder: Path) -> None:
     """A student that begins with its teacher's weights, as a ``from_pretrained`` folder.
 
-    What the teacher has under the same name comes from there, the leading channels where it is wider; the rest is as
+    What the teacher has under the same name comes from there, evenly spaced channels where it is wider; the rest is as
     ``--model CONFIGURATION --seed SEED`` would draw it. Layers are chosen as for derived students.
 
     Args:
         configuration: the student's.
         teacher: a trained detector of the same family.
-        parts: beginnings of the teacher's names by beginnings of the student's, where they differ.
+        parts: what corresponds.
         seed: of what is not inherited.
         image_size: pixels, for the image processor.
         folder: written whole or not at all.
 
-    Source: Xu et al. 2024, "Initializing Models with Larger Ones". Departure: leading channels, which keep whole
-    attention heads together, in place of evenly spaced ones.
+    Source: Xu et al. 2024, "Initializing Models with Larger Ones" (uniform selection). Evenly spaced channels of two
+    maps side by side are those of each map, where both shrink by the same factor.
     """
     source = building.open_model(str(teacher), None, box_frame="content")
     names = [source.id2label[number] for number in sorted(source.id2label)]
@@ -108,22 +117,25 @@ def inherit(
 
 
 @torch.no_grad()
-def select_weights(student: nn.Module, teacher: nn.Module, parts: Mapping[str, str]) -> int:
+def select_weights(student: nn.Module, teacher: nn.Module, parts: Parts) -> int:
     """Fill a student from a teacher that is as large or larger in every dimension; how many weights were taken.
 
-    A module is taken whole or not at all.
+    A module is taken whole or not at all. Of buffers only the statistics of batch norms are taken: others describe the
+    model's own shape.
     """
     lineage = _lineage(student, teacher)
     modules = dict(teacher.named_modules())
     taken = 0
     for name, module in student.named_modules():
-        origin = modules.get(_renamed(lineage.source_name(name), parts))
-        if origin is None:
+        origin = modules.get(_renamed(lineage.source_name(name), parts.names))
+        if origin is None or any(f".{part}." in f".{name}." for part in parts.fresh):
             continue
         mine, theirs = _own(module), _own(origin)
+        if name.endswith(_BY_POINT) and any(mine[key].shape != theirs[key].shape for key in mine):
+            continue
         if mine and mine.keys() == theirs.keys() and all(_fits(mine[key], theirs[key]) for key in mine):
             for key, tensor in mine.items():
-                tensor.copy_(theirs[key][tuple(slice(size) for size in tensor.shape)])
+                tensor.copy_(_evenly_spaced(theirs[key], tensor.shape))
                 taken += tensor.numel()
     return taken
 
@@ -148,8 +160,17 @@ def _renamed(name: str, parts: Mapping[str, str]) -> str:
     return name
 
 
+def _evenly_spaced(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    for dim, size in enumerate(shape):
+        chosen = torch.arange(size, device=tensor.device) * tensor.shape[dim] // size
+        tensor = tensor.index_select(dim, chosen)
+    return tensor
+
+
 def _own(module: nn.Module) -> dict[str, Tensor]:
-    tensors = {**module._parameters, **module._buffers}
+    tensors = dict(module._parameters)
+    if "running_mean" in module._buffers:
+        tensors |= {name: module._buffers[name] for name in ("running_mean", "running_var")}
     return {key: tensor for key, tensor in tensors.items() if tensor is not None}
 
 
@@ -164,3 +185,11 @@ def ap_of(folder: Path) -> float | None:
     except (OSError, ValueError):
         return None
     return None if found is None else float(found)
+
+
+def has_failed(folder: Path) -> bool:
+    """Whether the last try of a run ended with an error of its own."""
+    try:
+        return "failed" in json.loads((folder / NOTES).read_text())
+    except (OSError, ValueError):
+        return False

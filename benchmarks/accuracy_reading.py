@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from accuracy_grid import BASELINE, SWEEPS, Block, Dataset, Grid, Method, Pair, Search
+from accuracy_grid import BASELINE, Block, Dataset, Grid, Method, Pair, Search
 
 from qskd.errors import ConfigError
 
@@ -110,7 +110,7 @@ def _check(grid: Grid) -> None:
     for dataset in grid.datasets.values():
         if dataset.teacher_start is not None:
             _check_names("datasets", [dataset.teacher_start], grid.datasets)
-    named = [name for block in grid.blocks for name in block.methods if name != SWEEPS]
+    named = [name for block in grid.blocks for name in block.methods]
     for name in (*named, *grid.sweeps, *(grid.search.methods if grid.search else ())):
         grid.method(name)
 

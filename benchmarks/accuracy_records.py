@@ -9,7 +9,9 @@ from typing import Any
 from accuracy_grid import Cell
 from accuracy_preparing import INHERITED
 from accuracy_running import notes_of, state_of
-from accuracy_tasks import Task, Workplace
+from accuracy_tasks import Workplace
+
+from qskd.files import whole_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,8 @@ class Record:
     device: str
     searched: bool  # whether the factor was chosen on held-out training images
     factor: float  # on the weights of the terms, without a teacher on the learning rate
+    learning_rate: float | None
+    teacher: str | None  # fingerprint of its weights
     teacher_ap: float | None
     parameters: int | None
     teacher_parameters: int | None
@@ -38,10 +42,17 @@ class Record:
     changed: bool  # whether the grid now says other settings than the cell was trained with
 
 
-def read_records(place: Workplace, cells: Iterable[Cell]) -> list[Record]:
-    """The records of all finished cells, in their order."""
-    found = [(cell, task) for cell in cells if (task := place.task(cell)).done]
-    return _with_teachers([_record(place, cell, task) for cell, task in found])
+def read_records(place: Workplace) -> tuple[list[Record], list[str]]:
+    """The records of all finished cells below the runs, and what is wrong with those that cannot be read."""
+    records, problems = [], []
+    for path in sorted(place.runs.glob("cells/*/*/*/seed*/summary.json")):
+        dataset, pair, method, seed = path.parent.relative_to(place.runs / "cells").parts
+        cell = Cell(dataset, pair, method, int(seed.removeprefix("seed")))
+        try:
+            records.append(_record(place, cell, path))
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            problems.append(f"{cell.name}: {type(error).__name__}: {error}")
+    return _with_teachers(records), problems
 
 
 def _with_teachers(records: list[Record]) -> list[Record]:
@@ -55,11 +66,23 @@ def _with_teachers(records: list[Record]) -> list[Record]:
     ]
 
 
-def write_records(records: Iterable[Record], path: Path) -> None:
-    """Write the list that the tables are made of."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = ",\n".join(json.dumps(asdict(record)) for record in records)
-    path.write_text(f"[\n{rows}\n]\n" if rows else "[]\n", encoding="utf-8")
+def merge_records(new: Iterable[Record], path: Path) -> list[Record]:
+    """All records of a file and the new ones, which replace those of the same cell and kind of device; written.
+
+    So the records of several machines, seeds and folders of runs come together in one file.
+    """
+    kept = {_key(one): one for one in (load_records(path) if path.is_file() else [])}
+    kept |= {_key(one): one for one in new}
+    records = sorted(kept.values(), key=_key)
+    if records:
+        rows = ",\n".join(json.dumps(asdict(record)) for record in records)
+        with whole_file(path) as fresh:
+            fresh.write_text(f"[\n{rows}\n]\n", encoding="utf-8")
+    return records
+
+
+def _key(record: Record) -> tuple[str, str, str, int, str]:
+    return (record.dataset, record.pair, record.method, record.seed, record.device.split(",")[0])
 
 
 def load_records(path: Path) -> list[Record]:
@@ -71,13 +94,13 @@ def load_records(path: Path) -> list[Record]:
     ]
 
 
-def _record(place: Workplace, cell: Cell, task: Task) -> Record:
-    summary = json.loads(task.product.read_text())
-    notes = notes_of(task)
-    evaluations = _evaluations(task.folder)
+def _record(place: Workplace, cell: Cell, path: Path) -> Record:
+    folder = path.parent
+    summary = json.loads(path.read_text())
+    notes = notes_of(folder)
+    evaluations = _evaluations(folder)
     metrics = _last_metrics(summary, evaluations)
     of_teacher = summary.get("teacher") or {}
-    start = place.runs / "starts" / cell.dataset / cell.pair / f"seed{cell.seed}" / INHERITED
     return Record(
         dataset=cell.dataset,
         pair=cell.pair,
@@ -91,15 +114,30 @@ def _record(place: Workplace, cell: Cell, task: Task) -> Record:
         device=f"{summary['device'].split(':')[0]}, {notes.get('hardware', 'unknown')}",
         searched=bool(notes.get("searched", False)),
         factor=float(notes.get("factor", 1.0)),
+        learning_rate=_learning_rate(notes),
+        teacher=str(of_teacher.get("fingerprint", ""))[:12] or None,
         teacher_ap=(of_teacher.get("metrics") or {}).get("AP"),
         parameters=summary["cost"].get("parameters"),
         teacher_parameters=(of_teacher.get("cost") or {}).get("parameters"),
-        inherited=_share_inherited(start) if place.grid.method(cell.method).inherits else None,
+        inherited=_share_inherited(place, notes),
         train_images=summary["train_images"],
         image_size=tuple(summary["image_size"]),
         curve=tuple((one["step"], one["eval_AP"]) for one in evaluations if "eval_AP" in one),
-        changed=state_of(task) == "changed",
+        changed=_is_changed(place, cell),
     )
+
+
+def _is_changed(place: Workplace, cell: Cell) -> bool:
+    """Whether the grid says other settings by now; not told of what the grid does not know."""
+    if cell.dataset not in place.grid.datasets or cell.pair not in place.grid.pairs:
+        return False
+    cell = replace(cell, curve=place.grid.curve_of(cell))
+    return not place.missing_data(cell) and state_of(place.task(cell)) == "changed"
+
+
+def _learning_rate(notes: Mapping[str, Any]) -> float | None:
+    settings = notes.get("settings") or []
+    return float(settings[settings.index("--learning_rate") + 1]) if "--learning_rate" in settings else None
 
 
 def _last_metrics(summary: Mapping[str, Any], evaluations: list[dict[str, Any]]) -> dict[str, float]:
@@ -123,14 +161,17 @@ def _train_seconds(
     """Seconds of all steps, from those of the last sitting."""
     sittings = notes.get("sittings") or [{"from_step": 0}]
     first, steps = sittings[-1]["from_step"], summary["steps"]
-    measuring = sum(one.get("eval_runtime", 0.0) for one in evaluations if one["step"] > first)
+    measuring = sum(one.get("eval_runtime", 0.0) for one in evaluations if one["step"] > max(first, 0))
     if first >= steps:
         return None
     return round((summary["train_seconds"] - measuring) * steps / (steps - first), 2)
 
 
-def _share_inherited(path: Path) -> float | None:
-    if not path.is_file():
+def _share_inherited(place: Workplace, notes: Mapping[str, Any]) -> float | None:
+    """The share of its weights that a student began with."""
+    starts = [text for text in notes.get("settings") or [] if text.startswith("RUNS/starts/")]
+    path = place.runs / starts[0].removeprefix("RUNS/") / INHERITED if starts else None
+    if path is None or not path.is_file():
         return None
     found = json.loads(path.read_text())
     return round(found["inherited"] / found["weights"], 4)

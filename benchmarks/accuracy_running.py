@@ -1,5 +1,6 @@
 """Running tasks: several side by side, each behind what it needs, stopped in time and continued by the next call."""
 
+import fcntl
 import json
 import os
 import platform
@@ -13,22 +14,24 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from accuracy_preparing import NOTES
 from accuracy_tasks import REPOSITORY, Task, command_line
 
 from qskd.trainer import checkpoints
 
 State = Literal["done", "changed", "begun", "failed", "open"]
 
-NOTES = "cell.json"  # beside a run: its command and how it went
 _LOG = "log.txt"
 _START_UP = 60.0  # seconds that a run should have at least
 _PATIENCE = 20.0  # seconds that a run that was told to stop is waited for
+_BY_SIGNAL = (130, 143)
+_LEFT_OVER = ("checkpoints", "best", "last")
 _PAUSE = 0.5  # seconds between two looks at the running processes
 
 
 def state_of(task: Task) -> State:
     """How far a task is; "changed" is done, but with other settings than the grid now says."""
-    notes = notes_of(task)
+    notes = notes_of(task.folder)
     if task.done:
         settings = task.facts.get("settings")
         return "changed" if settings and notes.get("settings", settings) != settings else "done"
@@ -37,11 +40,10 @@ def state_of(task: Task) -> State:
     return "begun" if notes else "open"
 
 
-def notes_of(task: Task) -> dict[str, Any]:
+def notes_of(folder: Path) -> dict[str, Any]:
     """What was written beside a run; empty where nothing was."""
-    path = task.folder / NOTES
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        found: dict[str, Any] = json.loads((folder / NOTES).read_text())
     except (OSError, ValueError):
         return {}
     return found
@@ -53,6 +55,7 @@ class Sitting:
 
     task: Task
     process: subprocess.Popen[bytes]
+    lock: int  # an open file, also of the process: nobody else trains the cell while it lives
     from_step: int
     began: float
 
@@ -65,14 +68,17 @@ class Runner:
         tasks: by name, each behind those that it needs.
         jobs: processes side by side.
         minutes: after which nothing is left running; None for no limit.
+        lean: remove the models of finished cells; numbers stay.
         environment: of the processes, beside our own.
     """
 
     tasks: Mapping[str, Task]
     jobs: int = 1
     minutes: float | None = None
+    lean: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
+    _elsewhere: set[str] = field(default_factory=set)  # trained by another call, or by what one left behind
     _running: list[Sitting] = field(default_factory=list)
     _began: float = field(default_factory=time.monotonic)
 
@@ -99,8 +105,9 @@ class Runner:
 
     def _next(self) -> Task | None:
         """The first task that is neither done nor running nor waiting, and that there is time for."""
-        running = {sitting.task.name for sitting in self._running}
-        for name, task in self.tasks.items():
+        running = {sitting.task.name for sitting in self._running} | self._elsewhere
+        failed_last = sorted(self.tasks.items(), key=lambda item: state_of(item[1]) == "failed")
+        for name, task in failed_last:
             if task.done or name in running or name in self.failed:
                 continue
             if any(need in self.failed for need in task.needs):
@@ -116,18 +123,15 @@ class Runner:
             return True
         needed = self.expected(task)
         left = self._left()
-        if needed is None or needed > 60 * self.minutes:
+        if needed is None or needed > 60 * self.minutes - _PATIENCE - _START_UP:
             return left > _START_UP
         return needed <= left
 
     def expected(self, task: Task) -> float | None:
         """Seconds that a task will take, as others of its kind did; None where none is finished."""
         kind = task.facts.get("kind")
-        taken = [
-            notes["seconds"]
-            for other in self.tasks.values()
-            if other.done and kind is not None and (notes := notes_of(other)).get("kind") == kind and "seconds" in notes
-        ]
+        others = [notes_of(other.folder) for other in self.tasks.values() if other.done] if kind is not None else []
+        taken = [notes["seconds"] for notes in others if notes.get("kind") == kind and "seconds" in notes]
         return max(taken) * (1 - self._share_done(task)) if taken else None
 
     def _share_done(self, task: Task) -> float:
@@ -148,6 +152,14 @@ class Runner:
             task.product.parent.parent.mkdir(parents=True, exist_ok=True)
             task.make()
             return
+        lock = _lock(task)
+        if lock is None:
+            _say(f"{task.name}: is being trained by another call")
+            self._elsewhere.add(task.name)
+            return
+        if task.done:  # by now, by another call
+            os.close(lock)
+            return
         checkpoint = checkpoints.latest(task.folder / "checkpoints")
         if checkpoint is None:
             shutil.rmtree(task.folder, ignore_errors=True)  # what an interrupted run left is worth nothing
@@ -157,15 +169,20 @@ class Runner:
         command = command_line(task) + (["--resume_from_checkpoint", "last"] if checkpoint is not None else [])
         with (task.folder / _LOG).open("ab") as log:
             process = subprocess.Popen(
-                command, cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **self.environment}
+                command,
+                cwd=REPOSITORY,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **self.environment},
+                pass_fds=(lock,),
             )
         expected = self.expected(task)
         about = f", about {expected / 60:.1f} min" if expected is not None else ""
         _say(f"{task.name}: " + (f"going on from step {step}" if step else "begun") + about)
-        self._running.append(Sitting(task, process, step, time.monotonic()))
+        self._running.append(Sitting(task, process, lock, step, time.monotonic()))
 
     def _note_start(self, task: Task, step: int) -> None:
-        earlier = notes_of(task).get("sittings", [])
+        earlier = notes_of(task.folder).get("sittings", [])
         sitting = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "from_step": step}
         notes = {
             "commit": commit(),
@@ -181,24 +198,31 @@ class Runner:
         for sitting in [one for one in self._running if one.process.poll() is not None]:
             self._running.remove(sitting)
             self._note_end(sitting)
+            os.close(sitting.lock)
             if sitting.process.returncode == 0 and sitting.task.done:
-                shutil.rmtree(sitting.task.folder / "checkpoints", ignore_errors=True)
+                for name in _LEFT_OVER if self.lean or sitting.task.name.startswith("search/") else _LEFT_OVER[:1]:
+                    shutil.rmtree(sitting.task.folder / name, ignore_errors=True)
                 _say(f"{sitting.task.name}: done in {(time.monotonic() - sitting.began) / 60:.1f} min")
             else:
                 self._give_up(sitting)
 
     def _give_up(self, sitting: Sitting) -> None:
-        task = sitting.task
+        """What ended by a signal goes on with the next call, an error counts; a second one begins anew."""
+        task, status = sitting.task, sitting.process.returncode
         self.failed.add(task.name)
-        _write(task, notes_of(task) | {"failed": sitting.process.returncode})
-        if sitting.from_step:  # whatever is wrong with these checkpoints, the next call begins anew
+        if status < 0 or status in _BY_SIGNAL:
+            _say(f"{task.name}: ended by a signal (exit status {status}), to be continued")
+            return
+        errors = notes_of(task.folder).get("failed", 0) + 1
+        _write(task, notes_of(task.folder) | {"failed": errors})
+        if errors > 1:
             shutil.rmtree(task.folder / "checkpoints", ignore_errors=True)
         lines = (task.folder / _LOG).read_text(errors="replace").strip().splitlines()
-        _say(f"{task.name}: FAILED (exit status {sitting.process.returncode}); {task.folder / _LOG} ends with")
+        _say(f"{task.name}: FAILED (exit status {status}); {task.folder / _LOG} ends with")
         _say("\n".join(f"    {line}" for line in lines[-4:]))
 
     def _note_end(self, sitting: Sitting) -> None:
-        notes = notes_of(sitting.task)
+        notes = notes_of(sitting.task.folder)
         sittings = notes.get("sittings") or [{}]
         sittings[-1]["seconds"] = round(time.monotonic() - sitting.began, 1)
         total = sum(one.get("seconds", 0.0) for one in sittings)
@@ -208,20 +232,24 @@ class Runner:
         """End what still runs; checkpoints let the next call go on."""
         for sitting in self._running:
             sitting.process.terminate()
+        end = time.monotonic() + _PATIENCE
         for sitting in self._running:
             try:
-                sitting.process.wait(_PATIENCE)
+                sitting.process.wait(max(end - time.monotonic(), 0))
             except subprocess.TimeoutExpired:
                 sitting.process.kill()
                 sitting.process.wait()
             self._note_end(sitting)
+            os.close(sitting.lock)
             _say(f"{sitting.task.name}: stopped, to be continued")
         self._running.clear()
 
 
 @cache
 def commit() -> str:
-    """The repository's commit, with a plus where files differ from it."""
+    """The repository's commit, with a plus where files differ from it; in a copy without history, what is told."""
+    if told := os.environ.get("QSKD_COMMIT"):
+        return told
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
@@ -246,6 +274,19 @@ def hardware() -> str:
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _lock(task: Task) -> int | None:
+    """An open file that is locked, for as long as any process has it open; None where another one has it."""
+    path = task.folder.with_name(f".{task.folder.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        return None
+    return file
 
 
 def _option(task: Task, name: str) -> str | None:

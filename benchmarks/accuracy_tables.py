@@ -11,6 +11,7 @@ from accuracy_records import Record
 from scipy.stats import t
 
 CONFIDENCE = 0.95
+METHOD = "qskd"  # what every row is compared with, beside the baseline
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,8 @@ class Paired:
     """How much higher AP is than the baseline's, seed by seed."""
 
     mean: float
-    half_width: float | None  # of the confidence interval of the mean, Student's t; None for one seed
+    error: float | None  # standard error of the mean; None for one seed
+    half_width: float | None  # of the confidence interval of the mean, Student's t
     count: int
 
     @property
@@ -45,6 +47,7 @@ class MethodRow:
     ap: Spread
     ap50: Spread | None
     gain: Paired | None  # None for the baseline, and where no seed is shared with it
+    behind: Paired | None  # how much higher the method's own AP is than this; None for the method itself
     share_of_steps: float | None  # steps until the baseline's final AP, as a share of the baseline's; None: never
     share_of_time: float | None  # the same in seconds
 
@@ -63,20 +66,21 @@ class Table:
 
 
 def tables_of(records: Iterable[Record]) -> list[Table]:
-    """One table for each dataset and pair, in the order of the records."""
-    groups: dict[tuple[str, str], dict[str, list[Record]]] = {}
+    """One table for each dataset, pair and kind of device, in the order of the records."""
+    groups: dict[tuple[str, str, str], dict[str, list[Record]]] = {}
     for record in records:
-        groups.setdefault((record.dataset, record.pair), {}).setdefault(record.method, []).append(record)
-    return [Table(*key, _rows(methods)) for key, methods in groups.items()]
+        key = (record.dataset, record.pair, record.device.split(",")[0])
+        groups.setdefault(key, {}).setdefault(record.method, []).append(record)
+    return [Table(dataset, pair, _rows(methods)) for (dataset, pair, _), methods in groups.items()]
 
 
 def _rows(methods: dict[str, list[Record]]) -> tuple[MethodRow, ...]:
     baseline = methods.get(BASELINE, [])
     names = sorted(methods, key=lambda name: name != BASELINE)  # stable: the rest stays in its order
-    return tuple(_row(name, methods[name], baseline) for name in names)
+    return tuple(_row(name, methods[name], baseline, methods.get(METHOD, [])) for name in names)
 
 
-def _row(name: str, records: Sequence[Record], baseline: Sequence[Record]) -> MethodRow:
+def _row(name: str, records: Sequence[Record], baseline: Sequence[Record], method: Sequence[Record]) -> MethodRow:
     ap50 = [record.ap50 for record in records if record.ap50 is not None]
     of_steps, of_time = cost_shares(records, baseline)
     return MethodRow(
@@ -85,6 +89,7 @@ def _row(name: str, records: Sequence[Record], baseline: Sequence[Record]) -> Me
         spread([record.ap for record in records]),
         spread(ap50) if ap50 else None,
         None if name == BASELINE else paired(records, baseline),
+        None if name == METHOD else paired(method, records),
         of_steps,
         of_time,
     )
@@ -102,9 +107,10 @@ def paired(records: Sequence[Record], baseline: Sequence[Record]) -> Paired | No
     if not gains:
         return None
     if len(gains) == 1:
-        return Paired(gains[0], None, 1)
+        return Paired(gains[0], None, None, 1)
     quantile = float(t.ppf(0.5 + CONFIDENCE / 2, len(gains) - 1))
-    return Paired(mean(gains), quantile * stdev(gains) / math.sqrt(len(gains)), len(gains))
+    error = stdev(gains) / math.sqrt(len(gains))
+    return Paired(mean(gains), error, quantile * error, len(gains))
 
 
 def cost_shares(records: Sequence[Record], baseline: Sequence[Record]) -> tuple[float | None, float | None]:
@@ -159,10 +165,10 @@ def as_markdown(tables: Sequence[Table]) -> str:
 
 def _markdown(table: Table) -> str:
     head = (
-        f"| method | seeds | AP | AP50 | over {BASELINE} ({CONFIDENCE:.0%} interval) "
+        f"| method | seeds | AP | AP50 | over {BASELINE} | {CONFIDENCE:.0%} interval | {METHOD} over this "
         f"| reaches {BASELINE}'s AP after (steps, time) | s/step |"
     )
-    lines = [f"### {table.dataset}, {table.pair}", "", _about(table), "", head, "|---|---|---|---|---|---|---|"]
+    lines = [f"### {table.dataset}, {table.pair}", "", _about(table), "", head, "|---|---|---|---|---|---|---|---|---|"]
     lines += [_line(row) for row in table.rows]
     return "\n".join([*lines, *_notes(table)])
 
@@ -184,7 +190,9 @@ def _line(row: MethodRow) -> str:
         ", ".join(str(record.seed) for record in row.records),
         _with_spread(row.ap),
         _with_spread(row.ap50) if row.ap50 else "",
-        _gain(row.gain),
+        _with_error(row.gain),
+        _interval(row.gain),
+        _with_error(row.behind),
         _shares(row),
         f"{seconds:.3g}" if seconds is not None else "",
     ]
@@ -204,9 +212,9 @@ def _notes(table: Table) -> list[str]:
     notes += [
         f"{name} began with the teacher's values in {share:.0%} of its weights." for name, share in shares.items()
     ]
-    for kind in ("commit", "device"):
-        found = sorted({getattr(record, kind) for record in records})
-        notes += [f"Of more than one {kind}: {', '.join(found)}."] if len(found) > 1 else []
+    for kind in ("commit", "device", "teacher", "learning_rate"):
+        found = sorted({str(value) for record in records if (value := getattr(record, kind)) is not None})
+        notes += [f"Of more than one {kind.replace('_', ' ')}: {', '.join(found)}."] if len(found) > 1 else []
     return ["", *[f"- {note}" for note in notes]] if notes else []
 
 
@@ -214,14 +222,17 @@ def _with_spread(one: Spread) -> str:
     return _percent(one.mean) + (f" ± {_percent(one.deviation)}" if one.deviation is not None else "")
 
 
-def _gain(gain: Paired | None) -> str:
+def _with_error(gain: Paired | None) -> str:
+    """A mean difference and its standard error."""
     if gain is None:
         return ""
-    sign = f"{100 * gain.mean:+.1f}"
-    if gain.half_width is None:
-        return f"{sign} (one seed)"
-    low, high = gain.mean - gain.half_width, gain.mean + gain.half_width
-    return f"{sign} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{100 * gain.mean:+.1f}" + (f" ± {_percent(gain.error)}" if gain.error is not None else " (one seed)")
+
+
+def _interval(gain: Paired | None) -> str:
+    if gain is None or gain.half_width is None:
+        return ""
+    return f"{100 * (gain.mean - gain.half_width):+.1f} to {100 * (gain.mean + gain.half_width):+.1f}"
 
 
 def _shares(row: MethodRow) -> str:

@@ -62,13 +62,14 @@ class Workplace:
             self._add(found, self.task(cell))
         return found
 
-    def missing_data(self, cell: Cell) -> bool:
-        """Whether nobody said where the cell's data lie."""
+    def missing_data(self, cell: Cell) -> str | None:
+        """The name of a data set that the cell needs and of which nobody said where it lies."""
         wanted = [cell.dataset]
         start = self.grid.datasets[cell.dataset].teacher_start
         if start is not None and self._teacher_is_trained(cell.dataset, cell.pair):
             wanted.append(start)
-        return any(self.grid.datasets[name].drawn is None and name not in self.data for name in wanted)
+        lacking = [name for name in wanted if self.grid.datasets[name].drawn is None and name not in self.data]
+        return lacking[0] if lacking else None
 
     def _add(self, found: dict[str, Task], task: Task) -> None:
         for name in task.needs:
@@ -97,7 +98,8 @@ class Workplace:
         """The training of a cell."""
         dataset, pair = self.grid.datasets[cell.dataset], self.grid.pairs[cell.pair]
         method = self.grid.method(cell.method)
-        (factor, searched), (pace, _) = self.factor(cell), self.factor(replace(cell, method=BASELINE), cell)
+        factor, searched = self.factor(cell)
+        pace = factor if method.method is None else self.factor(replace(cell, method=BASELINE), cell)[0]
         flags = self._flags(dataset, pair, "student") | self._curve(cell, dataset, pair) | dict(method.flags)
         flags |= {"learning_rate": float(flags["learning_rate"]) * pace} if pace != 1 else {}
         flags |= scaled(method, flags, factor)
@@ -128,13 +130,11 @@ class Workplace:
         }
         return Task(cell.name, folder / "summary.json", tuple(dict.fromkeys(needs)), command, facts=facts)
 
-    def _settings(self, command: Iterable[str], data: str, dataset: str) -> list[str]:
+    def _settings(self, command: Iterable[str], data: Path | str, dataset: str) -> list[str]:
         """A command as it would read on another machine."""
-        places = {data: dataset, str(self.runs): "RUNS", str(REPOSITORY): "."}
-        settings = list(command)
-        for path, word in places.items():
-            settings = [text.replace(path, word, 1) if text.startswith(path) else text for text in settings]
-        return settings
+        places = [(Path(data), dataset), (self.runs, "RUNS"), (REPOSITORY, ".")]
+        places += [(folder, f"TEACHER {name}") for name, folder in self.teachers.items()]
+        return [_elsewhere(text, places) for text in command]
 
     def steps(self, cell: Cell) -> int:
         """Optimiser steps of a cell."""
@@ -143,7 +143,7 @@ class Workplace:
     def factor(self, cell: Cell, of: Cell | None = None) -> tuple[float, bool]:
         """The factor of a cell, and whether it was searched: a trial's own, else what did best on the held-out part.
 
-        The factor of a method without a teacher is the baseline's, on the learning rate of the whole row.
+        That of a method without a teacher is on the learning rate; all methods with one learn at the baseline's.
 
         Args:
             cell: whose factor is wanted.
@@ -153,19 +153,19 @@ class Workplace:
             return 1.0, False
         if cell.search is not None and cell == (of or cell):
             return cell.search, True
-        method = self.grid.searched_as(cell.method)
-        if self.grid.method(cell.method).method is None:
-            method = BASELINE
-        tried = {
-            factor: preparing.ap_of(
-                self.runs / Cell(cell.dataset, cell.pair, method, self.grid.search.seed, search=factor).name
-            )
-            for factor in self.grid.search.factors
-        }
+        tried = {factor: self._trial_ap(cell, factor) for factor in self.grid.search.factors}
         known = {factor: ap for factor, ap in tried.items() if ap is not None}
         if len(known) < len(tried):
             return 1.0, False
         return max(known, key=lambda factor: (known[factor], factor == 1.0)), True
+
+    def _trial_ap(self, cell: Cell, factor: float) -> float | None:
+        """AP of a trial; 0 for one that failed, as a loss does that is not finite; None for one that was not made."""
+        assert self.grid.search is not None
+        method = self.grid.searched_as(cell.method)
+        trial = Cell(cell.dataset, cell.pair, method, self.grid.search.seed, search=factor)
+        ap = preparing.ap_of(self.runs / trial.name)
+        return 0.0 if ap is None and preparing.has_failed(self.runs / trial.name) else ap
 
     def _curve(self, cell: Cell, dataset: Dataset, pair: Pair) -> dict[str, Any]:
         """Flags for a curve whose last point is the end of training."""
@@ -202,15 +202,19 @@ class Workplace:
             needs = [*needs, *needed]
         flags = _as_flags(self._flags(dataset, pair, "teacher"))
         command = ("train", "--model", str(model), "--data", str(data), *flags, "--output_dir", str(self.runs / name))
-        kind = f"teacher {dataset.name} {pair.name}"
-        return Task(name, self.runs / name / "summary.json", tuple(needs), command, facts={"kind": kind})
+        facts = {
+            "kind": f"teacher {dataset.name} {pair.name}",
+            "settings": self._settings(command, data, dataset.name),
+        }
+        return Task(name, self.runs / name / "summary.json", tuple(needs), command, facts=facts)
 
     def _start(self, dataset: Dataset, pair: Pair, seed: int) -> Task:
         name = f"starts/{dataset.name}/{pair.name}/seed{seed}"
         teacher, needs = self.teacher(dataset, pair)
         student, folder = _repository_file(pair.student), self.runs / name
         size = int(self._flags(dataset, pair, "student")["image_size"])
-        make = partial(preparing.inherit, student, teacher, pair.inherit_from, seed, size, folder)
+        parts = preparing.Parts(pair.inherit_from, tuple(pair.inherit_not))
+        make = partial(preparing.inherit, student, teacher, parts, seed, size, folder)
         return Task(name, folder / preparing.INHERITED, tuple(needs), make=make)
 
     # ---- data --------------------------------------------------------------------------------------------
@@ -280,6 +284,14 @@ def _as_flags(flags: Mapping[str, Any]) -> list[str]:
         for name, value in sorted(flags.items())
         for text in (f"--{name}", words[value] if value is None or isinstance(value, bool) else str(value))
     ]
+
+
+def _elsewhere(text: str, places: Iterable[tuple[Path, str]]) -> str:
+    """A path below one of the places with the place's name; any other text as it is."""
+    for folder, word in places:
+        if text == str(folder) or text.startswith(f"{folder}/"):
+            return word + text.removeprefix(str(folder))
+    return text
 
 
 def _repository_file(name: str) -> Path:

@@ -2,9 +2,11 @@
 
 import importlib
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,7 +60,7 @@ def test_the_grid_asks_what_a_sceptic_would(grid):
     everything = {cell.method for cell in grid.cells()}
     asked = {"all_queries", "index_aligned", "features", "predictions", "qskd_tprd", "qskd+inheritance"}
     assert asked <= everything
-    swept = {name.partition("[")[2].partition("=")[0] for name in everything if "[" in name}
+    swept = {name.partition("[")[2].partition("=")[0] for name in grid.sweeps}
     assert {"selection_threshold", "selection_cap", "lapd_scope", "lapd_weight", "agfd_weight"} <= swept
 
 
@@ -161,7 +163,8 @@ def test_the_search_sets_a_rows_learning_rate_by_the_baseline_and_each_methods_w
     place = place_of(parts, grid, tmp_path)
     cells = grid.cells(["bccd", "d_fine", "0", "none", "qskd", "inheritance"])
     trials = {(one.method, one.search): one for one in grid.search_cells(cells)}
-    assert set(trials) == {(method, factor) for method in ("none", "qskd") for factor in (0.3, 1, 3)}
+    methods = ("none", "qskd", "inheritance")
+    assert set(trials) == {(method, factor) for method in methods for factor in (0.3, 1, 3)}, "as many for each"
 
     def options(cell):
         words = list(place.task(cell).command)[1:]
@@ -173,14 +176,39 @@ def test_the_search_sets_a_rows_learning_rate_by_the_baseline_and_each_methods_w
     assert "holdout" in options(trials["none", 3])["--data"]
     for factor, ap in ((0.3, 0.1), (1, 0.2), (3, 0.3)):
         finish(tmp_path, trials["none", factor], ap)
-    for cell in (*cells, trials["qskd", 1]):
+    for cell in (cells[0], cells[1], trials["qskd", 1]):
         assert float(options(cell)["--learning_rate"]) == pytest.approx(base * 3), cell
+    assert options(trials["inheritance", 0.3])["--learning_rate"] == str(base * 0.3), "of its own start"
     assert "--lapd_weight" not in options(cells[1])
     for factor, ap in ((0.3, 0.3), (1, 0.2), (3, 0.1)):
         finish(tmp_path, trials["qskd", factor], ap)
     by_method = {cell.method: options(cell) for cell in cells}
     assert (by_method["qskd"]["--lapd_weight"], by_method["qskd"]["--agfd_weight"]) == ("0.3", "1.5")
     assert not {"--lapd_weight", "--agfd_weight"} & set(by_method["inheritance"])
+
+
+def test_a_trial_that_failed_counts_as_nothing_found(parts, grid, tmp_path):
+    place = place_of(parts, grid, tmp_path)
+    cell = grid.cells(["bccd", "d_fine", "0", "none"])[0]
+    low, middle, high = grid.search_cells([cell])
+    finish(tmp_path, low, 0.2)
+    finish(tmp_path, middle, 0.1)
+    assert place.factor(cell) == (1.0, False)
+    (tmp_path / high.name).mkdir(parents=True)
+    (tmp_path / high.name / "cell.json").write_text('{"failed": 1}')
+    assert place.factor(cell) == (0.3, True)
+
+
+def test_sweeps_are_trials_with_the_option_as_it_is_written(parts, grid, tmp_path):
+    place = place_of(parts, grid, tmp_path)
+    cell = grid.cells(["bccd", "d_fine", "0", "qskd"])[0]
+    trials = {trial.method: trial for trial in grid.sweep_cells([cell])}
+    for factor, ap in ((0.3, 0.1), (1, 0.2), (3, 0.3)):
+        finish(tmp_path, next(one for one in grid.search_cells([cell]) if one.search == factor), ap)
+    words = list(place.task(trials["qskd[lapd_weight=3]"]).command)
+    assert words[words.index("--lapd_weight") + 1] == "3"
+    assert "--agfd_weight" not in words
+    assert "holdout" in words[words.index("--data") + 1]
 
 
 def test_a_finished_cell_with_other_settings_than_the_grid_says_is_known_as_changed(parts, grid, tmp_path):
@@ -214,6 +242,8 @@ def record(parts, **changes):
             "device": "cpu",
             "searched": True,
             "factor": 1.0,
+            "learning_rate": 1e-3,
+            "teacher": None,
             "teacher_ap": None,
             "parameters": 10,
             "teacher_parameters": None,
@@ -233,6 +263,7 @@ def test_differences_are_paired_by_seed_with_students_interval(parts):
     ours = [record(parts, method="qskd", seed=seed, ap=ap) for seed, ap in enumerate((0.11, 0.22, 0.33))]
     gain = parts["tables"].paired(ours, [*baseline, record(parts, seed=9, ap=0.9)])
     assert (gain.mean, gain.count) == (pytest.approx(0.02), 3)
+    assert gain.error == pytest.approx(0.01 / 3**0.5)
     assert gain.half_width == pytest.approx(0.01 * 4.302653 / 3**0.5, rel=1e-5)
     assert not gain.is_clear
     assert parts["tables"].paired(ours[:1], baseline).half_width is None
@@ -259,10 +290,68 @@ def test_tables_put_the_baseline_first_and_say_what_is_amiss(parts):
     assert "Not searched, with the defaults: qskd." in text
 
 
-def test_records_survive_their_file(parts, tmp_path):
-    records = [record(parts), record(parts, method="qskd", inherited=0.5)]
-    parts["records"].write_records(records, tmp_path / "a.json")
-    assert parts["records"].load_records(tmp_path / "a.json") == records
+def test_every_row_is_compared_with_the_method_too(parts):
+    records = [record(parts, method="qskd", ap=0.25), record(parts), record(parts, method="positives", ap=0.22)]
+    rows = {row.method: row for row in parts["tables"].tables_of(records)[0].rows}
+    assert rows["positives"].behind.mean == pytest.approx(0.03)
+    assert rows["none"].behind.mean == pytest.approx(0.05)
+    assert rows["qskd"].behind is None
+
+
+def test_records_of_several_machines_and_seeds_come_together_in_one_file(parts, tmp_path):
+    path, merge = tmp_path / "a.json", parts["records"].merge_records
+    merge([record(parts), record(parts, method="qskd", inherited=0.5)], path)
+    again = merge([record(parts, ap=0.3), record(parts, seed=1), record(parts, device="cuda, H100")], path)
+    assert parts["records"].load_records(path) == again
+    assert [(one.method, one.seed, one.device, one.ap) for one in again] == [
+        ("none", 0, "cpu", 0.3),
+        ("none", 0, "cuda, H100", 0.2),
+        ("none", 1, "cpu", 0.2),
+        ("qskd", 0, "cpu", 0.2),
+    ]
+    assert merge([], path) == again
+
+
+def test_a_finished_cell_that_cannot_be_read_is_named_and_the_others_stay(parts, grid, tmp_path):
+    place = place_of(parts, grid, tmp_path)
+    bad, other = grid.cells(["bccd", "d_fine", "0", "none", "qskd"])
+    finish(tmp_path, bad, 0.1)
+    (tmp_path / other.name).mkdir(parents=True)
+    (tmp_path / other.name / "summary.json").write_text("{")
+    records, problems = parts["records"].read_records(place)
+    assert records == []
+    assert len(problems) == 2
+    assert problems[0].startswith("cells/bccd/d_fine/none/seed0: ")
+
+
+# ---- running -------------------------------------------------------------------------------------------------
+
+
+def task_of(parts, folder: Path, *command: str) -> Any:
+    return parts["tasks"].Task("t", folder / "summary.json", command=command, facts={"kind": "k"})
+
+
+def test_a_cell_that_another_process_trains_is_left_alone(parts, tmp_path):
+    task = task_of(parts, tmp_path / "cell", "--help")
+    lock = parts["running"]._lock(task)
+    (tmp_path / "cell").mkdir()
+    (tmp_path / "cell" / "mine").write_text("")
+    runner = parts["running"].Runner({"t": task})
+    assert not runner.run()
+    assert (tmp_path / "cell" / "mine").is_file()
+    os.close(lock)
+    assert not parts["running"].Runner({"t": task}).run(), "begun now; it ends without a summary"
+    assert not (tmp_path / "cell" / "mine").exists()
+    assert json.loads((tmp_path / "cell" / "cell.json").read_text())["failed"] == 1
+
+
+@pytest.mark.parametrize(("expected", "starts"), [(300, True), (425, True), (470, True), (495, True), (600, True)])
+def test_there_is_no_time_that_a_cell_can_take_and_never_be_begun(parts, tmp_path, expected, starts):
+    done = task_of(parts, tmp_path / "done")
+    finish(tmp_path, SimpleNamespace(name="done"), 0.1)
+    (tmp_path / "done" / "cell.json").write_text(json.dumps({"kind": "k", "seconds": expected}))
+    tasks = {"done": done, "t": task_of(parts, tmp_path / "t")}
+    assert (parts["running"].Runner(tasks, minutes=8.5)._next() is not None) is starts
 
 
 # ---- what cells need -----------------------------------------------------------------------------------------
@@ -277,14 +366,46 @@ class Net(nn.Module):
         self.other = nn.Linear(width, 9 - width)
 
 
-def test_a_smaller_student_takes_the_leading_channels(parts):
+def test_a_smaller_student_takes_evenly_spaced_channels(parts):
     teacher, student = Net(4, 2, "blocks"), Net(2, 2)
     before = student.other.weight.clone()
-    taken = parts["preparing"].select_weights(student, teacher, {"layers": "blocks"})
-    assert torch.equal(student.first.weight, teacher.first.weight[:2])
-    assert torch.equal(student.layers[1].weight, teacher.blocks[1].weight[:2, :2])
+    taken = parts["preparing"].select_weights(student, teacher, parts["preparing"].Parts({"layers": "blocks"}))
+    assert torch.equal(student.first.weight, teacher.first.weight[::2])
+    assert torch.equal(student.layers[1].weight, teacher.blocks[1].weight[::2, ::2])
     assert torch.equal(student.other.weight, before), "5 of 7 rows do not fit in 5: taken whole or not at all"
     assert taken == 8 + 2 * 6
+
+
+class Joined(nn.Module):
+    """Two maps side by side go into one layer, as in the necks of detectors; of a wide one, half are 0."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.config = type("C", (), {"decoder_layers": 1, "encoder_layers": 1, "num_labels": 2})()
+        self.left, self.right = nn.Linear(3, width, bias=False), nn.Linear(3, width, bias=False)
+        self.both = nn.Linear(2 * width, width, bias=False)
+        self.register_buffer("shape", torch.full((width,), 1.0 / width))
+
+    def forward(self, values):
+        return self.both(torch.cat([self.left(values), self.right(values)], -1))
+
+
+def test_layers_with_joined_inputs_keep_what_belongs_together(parts):
+    """A wide model whose odd channels are dead computes what the narrow one taken from it does."""
+    teacher, student = Joined(4), Joined(2)
+    with torch.no_grad():
+        teacher.left.weight[1::2] = teacher.right.weight[1::2] = 0.0
+        values = torch.randn(5, 3)
+        parts["preparing"].select_weights(student, teacher, parts["preparing"].Parts())
+        torch.testing.assert_close(student(values), teacher(values)[:, ::2])
+    assert student.shape.tolist() == [0.5, 0.5], "a constant of the student's own"
+
+
+def test_what_is_laid_out_otherwise_is_not_inherited(parts):
+    teacher, student = Joined(4), Joined(2)
+    before = student.both.weight.clone()
+    parts["preparing"].select_weights(student, teacher, parts["preparing"].Parts(fresh=("both",)))
+    assert torch.equal(student.both.weight, before)
 
 
 def test_a_dataset_counts_as_one_class(parts, scenes, tmp_path):
