@@ -58,6 +58,23 @@ def test_the_latest_complete_checkpoint_is_resumed_from(tmp_path, resume):
     assert RunFolder(tmp_path).open(resume) == wanted
 
 
+def test_auto_begins_or_goes_on_whatever_is_there(tmp_path):
+    """As a scheduler needs it, which starts the same command again and again."""
+    run = RunFolder(tmp_path / "run")
+    assert run.open("auto") is None
+    (tmp_path / "run" / "config.yaml").write_text("")  # killed before the first checkpoint
+    checkpoint(tmp_path / "run", 2, complete=False)
+    assert run.open("auto") is None
+    wanted = checkpoint(tmp_path / "run", 4)
+    assert run.open("auto") == wanted
+
+
+def test_auto_does_not_write_over_a_run_that_it_cannot_go_on_with(tmp_path):
+    (tmp_path / "best").mkdir()
+    with pytest.raises(ConfigError, match="holds another run"):
+        RunFolder(tmp_path).open("auto")
+
+
 def test_there_must_be_something_to_resume_from(tmp_path):
     with pytest.raises(ConfigError, match=r"no complete checkpoint in .* Leave out --resume_from_checkpoint"):
         RunFolder(tmp_path).open("last")

@@ -90,7 +90,8 @@ class RunFolder:
         """Make the folder ready; the checkpoint to resume from, or None for a new run: the same in all processes.
 
         Args:
-            resume: None, ``"true"`` / ``"last"`` for the latest complete checkpoint, or a checkpoint's folder.
+            resume: None, ``"true"`` / ``"last"`` for the latest complete checkpoint, ``"auto"`` for that where there is
+                one and else a new run, or a checkpoint's folder.
 
         Raises:
             ConfigError: the folder holds a run and nobody asked to resume it; or there is nothing to resume from.
@@ -102,7 +103,7 @@ class RunFolder:
         if not self.is_main:
             return checkpoint
         if checkpoint is None or not checkpoint.resolve().is_relative_to(self.path.resolve()):
-            self._refuse_other_run()
+            self._refuse_other_run(begun_is_mine=resume == "auto")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -125,6 +126,8 @@ class RunFolder:
     def _checkpoint(self, resume: str | bool | None) -> Path | None:
         if resume in (None, False, "", "false", "False"):
             return None
+        if resume == "auto":
+            return checkpoints.latest(self.path / "checkpoints")
         if resume in (True, "true", "True", "last"):
             found = checkpoints.latest(self.path / "checkpoints")
             if found is None:
@@ -140,10 +143,12 @@ class RunFolder:
             )
         return given
 
-    def _refuse_other_run(self) -> None:
+    def _refuse_other_run(self, *, begun_is_mine: bool) -> None:
         if self.path.is_file():
             raise ConfigError(f"--output_dir {self.path} is a file; give a folder.")
         taken = [name for name in ("config.yaml", *_KEPT) if (self.path / name).exists()]
+        if begun_is_mine and not any((self.path / name).exists() for name in ("summary.json", "best", "last")):
+            return  # killed before its first checkpoint, it begins anew
         if taken:
             can_resume = checkpoints.latest(self.path / "checkpoints") is not None
             way_out = "continue that run with --resume_from_checkpoint last" if can_resume else "remove the folder"
