@@ -9,8 +9,10 @@ from PIL import Image
 import qskd
 from builders_reports import Page
 from builders_runs import edited, tiny_run
+from builders_trainer import adapter_of, trainer_of
 from qskd.errors import ConfigError, QskdError
 from qskd.files import plain_yaml
+from qskd.lessons.claim import claimed
 from qskd.runs.folder import RunFolder
 from qskd.runs.reading import _config, _log
 
@@ -89,3 +91,38 @@ def test_a_summary_nested_without_end_is_refused(tmp_path):
     put(tmp_path / "summary.json", b"[" * 200_000)
     with pytest.raises(QskdError, match=r"summary\.json"):
         qskd.compare([str(tmp_path)], output_dir=str(tmp_path / "report"))
+
+
+@pytest.mark.parametrize("name", ["best", "last", "checkpoints", "eval", "metrics.jsonl", "runs"])
+def test_a_run_folder_leads_no_run_out(tmp_path, name):
+    """Also where the link leads to nothing yet, and whether the run is new or resumed."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(ConfigError, match=f"{name} is a link"):
+        RunFolder(tmp_path / "run").open(None)
+    assert not (tmp_path / "outside").exists()
+
+
+def test_whether_a_folder_can_be_written_to_is_tried_on_no_file_that_is_there(tmp_path):
+    mine = put(tmp_path / "mine.txt", b"mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".writable.tmp").symlink_to(mine)
+    assert RunFolder(tmp_path / "run").open(None) is None
+    assert mine.read_bytes() == b"mine"
+
+
+def test_a_trainer_of_its_own_is_not_led_out_either(tmp_path, scenes):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").symlink_to(tmp_path / "outside.txt")
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl is a link"):
+        trainer_of(tmp_path / "run", scenes, adapter_of("detr"), max_steps=1).train()
+    assert not (tmp_path / "outside.txt").exists()
+
+
+def test_a_cache_leads_no_pass_out(tmp_path):
+    mine = put(tmp_path / "mine.txt", b"mine")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / ".lock").symlink_to(mine)
+    with pytest.raises(ConfigError, match="is a link"), claimed(tmp_path / "cache"):
+        pass
+    assert mine.read_bytes() == b"mine"
