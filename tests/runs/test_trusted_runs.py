@@ -1,20 +1,22 @@
 """Run folders, and what is written about them, may bear any name and come from anybody."""
 
 import json
+import os
 import time
 
+import datasets
 import pytest
 from PIL import Image
 
 import qskd
-from builders_reports import Page
+from builders_reports import Page, write_run
 from builders_runs import edited, tiny_run
 from builders_trainer import adapter_of, trainer_of
 from qskd.errors import ConfigError, QskdError
 from qskd.files import plain_yaml
 from qskd.lessons.claim import claimed
 from qskd.runs.folder import RunFolder
-from qskd.runs.reading import _config, _log
+from qskd.runs.reading import _config, _log, _validation_digest
 
 NAMES = ["../../out", "/tmp/out", "a/b", '<script>alert("x")</script>', "\u202egnp", "x\ny | `z`", "</script>"]
 BILLIONS = 'a0: &a0 ["x","x","x","x","x","x","x","x","x"]\n' + "".join(
@@ -117,6 +119,47 @@ def test_a_trainer_of_its_own_is_not_led_out_either(tmp_path, scenes):
     with pytest.raises(ConfigError, match=r"metrics\.jsonl is a link"):
         trainer_of(tmp_path / "run", scenes, adapter_of("detr"), max_steps=1).train()
     assert not (tmp_path / "outside.txt").exists()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"data": "stranger/tracker"},
+        {"data": ["x"]},
+        {"data": 5},
+        {"data": "a\0b"},
+        {"data": ".", "data_format": 3, "val_split": ["val"]},
+        {"val_annotations": "/dev/zero", "val_images": "/"},
+        {"val_annotations": "pipe", "val_images": "."},
+        {"val_annotations": 7, "val_images": {}},
+        {"val_annotations": "x" * 5000, "val_images": "."},
+        {"data": "stranger/tracker", "box_frame": ["content"], "teacher": {"a": 1}},
+    ],
+    ids=str,
+)
+def test_a_report_fetches_and_reads_nothing_that_a_config_names_but_data(tmp_path, monkeypatch, config):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    asked = []
+    for name in ("load_dataset", "load_dataset_builder"):
+        monkeypatch.setattr(datasets, name, lambda *given, **options: asked.append(given))
+    run = write_run(tmp_path / "run", config=config)
+    made = qskd.compare([str(run)], output_dir=str(tmp_path / "report"), latency=False)
+    assert "Give --data" in made.markdown.read_text()
+    assert not asked
+
+
+def test_an_annotation_file_of_any_length_is_not_read_whole(tmp_path):
+    with (tmp_path / "val.json").open("wb") as file:
+        file.truncate(2**40)  # a hole
+    assert _validation_digest({"val_annotations": str(tmp_path / "val.json")}) is None
+
+
+@pytest.mark.timeout(20)
+def test_a_config_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.yaml")
+    assert _config(tmp_path / "config.yaml") == {}
 
 
 def test_a_cache_leads_no_pass_out(tmp_path):
