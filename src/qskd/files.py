@@ -1,11 +1,13 @@
 """Files and folders that are there whole or not at all, whatever happens while they are written.
 
-What is written goes to a hidden name beside its own (``.best.tmp``), to the disk, and then to its place by a rename.
-A folder cannot be renamed over another, so that one steps aside first (``.best.old``); ``mend`` finishes or undoes what
-a kill cut off in between.
+What is written goes to a hidden name beside its own (``.best.<random>.tmp``), to the disk, and then to its place by a
+rename. Nobody who made the folder can have put a link under that name, and two processes do not write to one. A folder
+cannot be renamed over another, so that one steps aside first (``.best.old``); ``mend`` finishes or undoes what a kill
+cut off in between. Links are moved and removed themselves, never what they lead to.
 """
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -40,12 +42,11 @@ def write_whole(path: Path, text: str) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Where to write a folder; it replaces what is at ``path`` when the block ends well."""
     fresh = _fresh(path)
-    shutil.rmtree(fresh, ignore_errors=True)
     try:
         yield fresh
         put(fresh, path)
     except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
+        _away(fresh)
         raise
 
 
@@ -53,20 +54,19 @@ def put(fresh: Path, path: Path) -> None:
     """Move a finished folder to ``path``, in place of what is there."""
     to_disk(fresh)
     old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.is_dir():
+    _away(old)
+    if path.is_dir() or path.is_symlink():
         path.rename(old)
     fresh.rename(path)
     _sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _away(old)
 
 
 def remove(path: Path) -> None:
     """Remove a folder so that it is never seen in part."""
     fresh = _fresh(path)
-    shutil.rmtree(fresh, ignore_errors=True)
     path.rename(fresh)
-    shutil.rmtree(fresh, ignore_errors=True)
+    _away(fresh)
 
 
 def mend(folder: Path, patterns: Iterable[str]) -> None:
@@ -74,15 +74,12 @@ def mend(folder: Path, patterns: Iterable[str]) -> None:
     for pattern in patterns:
         for old in folder.glob(f".{pattern}.old"):
             path = folder / old.name.removeprefix(".").removesuffix(".old")
-            if path.exists():
-                shutil.rmtree(old, ignore_errors=True)
+            if os.path.lexists(path):
+                _away(old)
             else:
                 old.rename(path)
-        for fresh in folder.glob(f".{pattern}.tmp"):
-            if fresh.is_dir():
-                shutil.rmtree(fresh, ignore_errors=True)
-            else:
-                fresh.unlink(missing_ok=True)
+        for fresh in (*folder.glob(f".{pattern}.tmp"), *folder.glob(f".{pattern}.*.tmp")):
+            _away(fresh)
 
 
 def to_disk(path: Path) -> None:
@@ -96,8 +93,21 @@ def to_disk(path: Path) -> None:
         _sync(path)
 
 
+def is_temporary(name: str, of: str) -> bool:
+    """Whether a file's name is one that ``of`` has while it is written."""
+    return name.startswith(f".{of}.") and name.endswith(".tmp")
+
+
 def _fresh(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def _away(path: Path) -> None:
+    """Remove a folder, a file or a link, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

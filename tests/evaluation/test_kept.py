@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,64 @@ def test_images_are_the_same_in_any_order_but_not_under_other_names():
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"no archive at all"])
 def test_a_damaged_file_is_named(tmp_path, content):
+    (tmp_path / "kept.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"kept\.npz"):
+        KeptDetections.load(tmp_path / "kept.npz")
+
+
+HEAD = {"version": 1, "class_names": ["a", "b"], "images": "x"}
+SOUND = {
+    "head": np.array(json.dumps(HEAD)),
+    "image_ids": np.array([1, 2]),
+    "counts": np.array([1, 0], np.uint16),
+    "scores": np.ones(1, np.float32),
+    "labels": np.ones(1, np.uint16),
+    "boxes": np.ones((1, 4), np.float32),
+}
+FORGED = {
+    "a head that is a list": {"head": np.array("[]")},
+    "a head nested without end": {"head": np.array("[" * 100_000)},
+    "no names": {"head": np.array('{"version": 1, "images": "x"}')},
+    "names that are numbers": {"head": np.array(json.dumps(HEAD | {"class_names": [1, 2]}))},
+    "names that are one text": {"head": np.array(json.dumps(HEAD | {"class_names": "ab"}))},
+    "images that are a list": {"head": np.array(json.dumps(HEAD | {"images": ["x"]}))},
+    "another version": {"head": np.array(json.dumps(HEAD | {"version": 2}))},
+    "a class without a name": {"labels": np.array([2], np.uint16)},
+    "a class before the first": {"labels": np.array([-1])},
+    "half a class": {"labels": np.array([0.5])},
+    "more images than counts": {"image_ids": np.array([1, 2, 3])},
+    "one image twice": {"image_ids": np.array([1, 1])},
+    "a table of images": {"image_ids": np.array([[1, 2]]), "counts": np.array([[1, 0]])},
+    "counts below nothing": {"counts": np.array([2, -1])},
+    "counts that go round": {"counts": np.array([2**63 + 1, 2**63], np.uint64)},
+    "counts of more": {"counts": np.array([1, 1])},
+    "boxes of three numbers": {"boxes": np.ones((1, 3), np.float32)},
+    "a box without end": {"boxes": np.full((1, 4), np.inf, np.float32)},
+    "a score that is none": {"scores": np.full(1, np.nan, np.float32)},
+    "scores in words": {"scores": np.array(["1"])},
+    "an object": {"scores": np.array([{}], dtype=object)},
+    "one number": {"scores": np.float32(1.0)},
+}
+
+
+def test_a_sound_file_is_read(tmp_path):
+    np.savez_compressed(tmp_path / "kept.npz", **SOUND)
+    found = KeptDetections.load(tmp_path / "kept.npz").by_image(["b"])
+    assert {id_: one.labels.tolist() for id_, one in found.items()} == {1: [0], 2: []}
+
+
+@pytest.mark.parametrize("change", FORGED.values(), ids=FORGED.keys())
+def test_a_forged_file_is_named(tmp_path, change):
+    np.savez_compressed(tmp_path / "kept.npz", **(SOUND | change))
+    with pytest.raises(DataError, match=r"kept\.npz"):
+        KeptDetections.load(tmp_path / "kept.npz")
+
+
+def test_a_file_whose_packed_bytes_are_damaged_is_named(tmp_path):
+    np.savez_compressed(tmp_path / "kept.npz", **(SOUND | {"more": np.arange(5000)}))
+    content = bytearray((tmp_path / "kept.npz").read_bytes())
+    at = content.index(b"scores.npy") + len("scores.npy") + 20  # behind its local head
+    content[at : at + 60] = b"\xff" * 60
     (tmp_path / "kept.npz").write_bytes(content)
     with pytest.raises(DataError, match=r"kept\.npz"):
         KeptDetections.load(tmp_path / "kept.npz")

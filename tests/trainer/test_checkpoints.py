@@ -118,6 +118,23 @@ def test_a_torn_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, name,
     assert f"checkpoint-6 is passed over: it is no complete checkpoint, {name} is damaged" in caplog.text
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_torn_state_of_a_loss_scaler_is_noticed_though_few_runs_have_one(tmp_path, share):
+    write(tmp_path, 4, 6)
+    for step in (4, 6):
+        torch.save({"scale": 1024.0}, tmp_path / f"checkpoint-{step}" / "scaler.pt")
+    torn = tmp_path / "checkpoint-6" / "scaler.pt"
+    torn.write_bytes(torn.read_bytes()[: int(share * torn.stat().st_size)])
+    assert checkpoints.latest(tmp_path) == tmp_path / "checkpoint-4"
+    assert checkpoints.damage_of(tmp_path / "checkpoint-6") == "scaler.pt is damaged"
+
+
+@pytest.mark.parametrize("step", ["\u00b2", "\u2460", "-1", "1e3", "0x1", " "])
+def test_a_folder_whose_step_is_no_number_is_no_checkpoint(tmp_path, step):
+    write(tmp_path, 4, step)
+    assert checkpoints.latest(tmp_path) == tmp_path / "checkpoint-4"
+
+
 @pytest.mark.parametrize("name", PARTS + STATES[:2])
 def test_a_checkpoint_that_lacks_a_file_is_passed_over(tmp_path, caplog, name):
     write(tmp_path, 4, 6)

@@ -1,13 +1,17 @@
 """Runs that stop before their last step: what they say and what they leave."""
 
+import errno
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from builders_runs import entries_of
-from builders_trainer import adapter_of, trainer_of
+from builders_trainer import adapter_of, dataset, trainer_of
+from qskd.data.batch import collate
 from qskd.errors import NonFiniteLoss
+from qskd.trainer.trainer import StepInput
 
 
 class Poison(TrainerCallback):
@@ -46,6 +50,33 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_its_batch(tmp_path, s
     # The step was not taken, and nothing of it was logged.
     assert trainer.state.global_step == 3
     assert [entry["step"] for entry in entries_of(tmp_path)] == [1, 2, 3]
+
+
+def test_a_batch_that_cannot_be_saved_hides_no_loss_that_is_not_finite(tmp_path, scenes, monkeypatch):
+    def full(content, path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    trainer = poisoned(tmp_path, scenes, 1)
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(NonFiniteLoss, match=r"step 2 is not .* could not be saved to .*\(No space left on device\)"):
+        trainer.train()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_each_of_several_processes_saves_a_batch_of_its_own(tmp_path, scenes, monkeypatch):
+    batches = []
+    for process in (0, 1):
+        trainer = trainer_of(tmp_path, scenes, adapter_of("detr"), max_steps=1)
+        monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
+        monkeypatch.setattr(type(trainer.args), "process_index", process)
+        batch = collate([dataset(scenes, "val")[process]])
+        with pytest.raises(NonFiniteLoss, match=f"nonfinite_step1_process{process}.pt"):
+            trainer._stop(StepInput(batch, None, None, None), {"loss": float("nan")})
+        monkeypatch.undo()
+        batches.append(batch.image_ids)
+    saved = [torch.load(path, weights_only=True)["image_ids"] for path in sorted(tmp_path.glob("nonfinite_step1_*.pt"))]
+    assert saved == batches
+    assert saved[0] != saved[1]
 
 
 @pytest.mark.parametrize("family", ["rt_detr", "d_fine", "lw_detr", "deformable_detr"])

@@ -5,7 +5,6 @@ Letters: I images, K detections of all images, best first within each.
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,19 +47,24 @@ class KeptDetections:
         """Read what ``save`` wrote.
 
         Raises:
-            DataError: the file is damaged, or of another version.
+            DataError: the file is damaged, of another version, or no such file at all.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
                 head = json.loads(str(file["head"]))
-                columns = [file["scores"][:, None], file["labels"][:, None], file["boxes"]]
-                rows = np.concatenate(columns, axis=1, dtype=np.float32)
-                state = EvaluatorState(file["image_ids"].astype(np.int64), file["counts"].astype(np.int64), rows)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path} cannot be read ({error}): the file is damaged.") from error
-        if head.get("version") != _VERSION or int(state.counts.sum()) != len(rows):
+                columns = {name: file[name] for name in ("image_ids", "counts", "scores", "labels", "boxes")}
+            is_sound = head["version"] == _VERSION and _is_sound(head, **columns)
+            rows = [columns["scores"][:, None], columns["labels"][:, None], columns["boxes"]]
+            state = EvaluatorState(
+                columns["image_ids"].astype(np.int64),
+                columns["counts"].astype(np.int64),
+                np.concatenate(rows, axis=1, dtype=np.float32),
+            )
+        except Exception as error:  # numpy and its archives raise whatever the bytes make them
+            raise DataError(f"{path} cannot be read ({str(error)[:200]}): the file is damaged.") from error
+        if not is_sound:
             raise DataError(f"{path} was written by another version of qskd, or is damaged.")
-        return cls(state, tuple(head["class_names"]), str(head["images"]))
+        return cls(state, tuple(head["class_names"]), head["images"])
 
     def by_image(self, class_names: Sequence[str]) -> dict[int, Detections]:
         """Detections by image id, their labels as positions in ``class_names``; other classes are left out."""
@@ -73,6 +77,26 @@ class KeptDetections:
             rows, labels = rows[labels >= 0], labels[labels >= 0]
             found[image_id] = Detections(rows[:, 0], labels, rows[:, 2:])
         return found
+
+
+def _is_sound(
+    head: dict[str, Any], image_ids: Array, counts: Array, scores: Array, labels: Array, boxes: Array
+) -> bool:
+    """Whether what a file holds fits together: as many rows as the images count, of classes that have a name."""
+    names, found = head["class_names"], len(scores)
+    return (
+        isinstance(head["images"], str)
+        and isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+        and all(column.dtype.kind in "iu" for column in (image_ids, counts, labels))
+        and all(column.dtype.kind == "f" and np.isfinite(column).all() for column in (scores, boxes))
+        and image_ids.shape == counts.shape == (len(np.unique(image_ids)),)
+        and scores.shape == labels.shape == (found,)
+        and boxes.shape == (found, 4)
+        and sum(counts.tolist()) == found
+        and min(counts.tolist(), default=0) >= 0
+        and (found == 0 or (labels.min() >= 0 and labels.max() < len(names)))
+    )
 
 
 def images_digest(ids: Array | Sequence[int], file_names: Sequence[str]) -> str:

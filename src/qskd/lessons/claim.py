@@ -15,8 +15,10 @@ def claimed(folder: Path) -> Iterator[None]:
     """A pass within. The claim ends with the process, however that ends; it is none where files cannot be locked.
 
     Raises:
-        ConfigError: another pass is writing to the folder.
+        ConfigError: another pass is writing to the folder, or it holds a link where qskd would write through it.
     """
+    if (folder / LOCK).is_symlink():
+        raise ConfigError(f"{folder / LOCK} is a link; qskd writes no file through one. Remove it.")
     with (folder / LOCK).open("w", encoding="utf-8") as file:
         if not _locked(file):
             raise ConfigError(

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from qskd.errors import CheckpointError, SavingError
-from qskd.files import whole_file, write_whole
+from qskd.files import mend, whole_file, write_whole
 from qskd.lessons.record import Record
 
 _OPEN = 64  # shards kept open
@@ -50,6 +50,7 @@ def write_shard(folder: Path, name: str, records: Mapping[int, Record]) -> Seal:
     )
     seal = Seal(len(content), hashlib.sha256(content).hexdigest())
     with writing(path):
+        mend(folder, [path.name, seal_path.name])  # what a killed process had begun
         seal_path.unlink(missing_ok=True)
         with whole_file(path) as fresh:
             fresh.write_bytes(content)

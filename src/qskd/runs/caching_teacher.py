@@ -14,7 +14,7 @@ import torch
 from qskd.data.transforms import ImageSize
 from qskd.distiller import TeacherSide
 from qskd.errors import ConfigError
-from qskd.files import whole_file
+from qskd.files import is_temporary, whole_file
 from qskd.labels import LabelMap
 from qskd.lessons.cache import CONTENT, DETECTIONS, CacheContent, shards_of, write_index
 from qskd.lessons.claim import LOCK, claimed
@@ -36,7 +36,7 @@ _SHARD_IMAGES = 256  # at most; they are in memory until the shard is written
 _SAMPLED = 8  # images from which the size on disk is estimated
 _MARGIN = 1.05  # on the estimate
 _WAIT = 0.5  # seconds between two looks at what the first process has written
-_BEFORE = frozenset([LOCK, DETECTIONS, f".{DETECTIONS}.tmp", f".{CONTENT}.tmp"])  # what may lie there without CONTENT
+_BEFORE = (LOCK, DETECTIONS)  # what may lie there without CONTENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class Pass:
             ConfigError: it holds other files, or cannot be made.
         """
         if self.folder.is_dir() and not (self.folder / CONTENT).is_file():
-            others = sorted(path.name for path in self.folder.iterdir() if path.name not in _BEFORE)
+            others = sorted(path.name for path in self.folder.iterdir() if not _may_lie_there(path.name))
             if others:
                 raise ConfigError(
                     f"--output_dir {self.folder} holds other files ({others[0]}). Give a new folder for the cache."
@@ -262,3 +262,8 @@ class Pass:
     def _tell(self, line: str) -> None:
         if self.recorder.rank == 0:
             print(line, flush=True)
+
+
+def _may_lie_there(name: str) -> bool:
+    """Whether a file may lie in a folder that holds no cache yet: a kill had left it behind."""
+    return name in _BEFORE or any(is_temporary(name, of) for of in (DETECTIONS, CONTENT))

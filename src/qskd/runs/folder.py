@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import yaml
@@ -114,10 +115,9 @@ class RunFolder:
 
     def _check_writable(self) -> None:
         """Find out now what would else be found out at the first checkpoint."""
-        probe = self.path / ".writable.tmp"
         try:
-            probe.write_text("")
-            probe.unlink()
+            with TemporaryFile(dir=self.path):  # under a name that is new for certain, or under none
+                pass
         except OSError as error:
             raise ConfigError(
                 f"--output_dir {self.path} cannot be written to ({os.strerror(error.errno or 0)}). Give another folder."

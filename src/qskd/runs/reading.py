@@ -10,13 +10,15 @@ from typing import Any
 import yaml
 
 from qskd.data.formats.coco import CocoSource
-from qskd.data.sources import open_source
 from qskd.errors import ConfigError, DataError, QskdError
 from qskd.files import plain_yaml
 from qskd.models.loading import weights_fingerprint
 from qskd.reporting.records import RunRecord
 from qskd.runs import building
 from qskd.runs.folder import RunFolder
+from qskd.runs.recorded_data import data_of
+
+_LARGEST = 4 * 2**30  # bytes of an annotation file
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +91,10 @@ def _not_a_run(path: Path) -> ConfigError:
 
 
 def _config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
     try:
         content = plain_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     return content if isinstance(content, dict) else {}
@@ -112,20 +114,27 @@ def _log(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _validation_digest(config: Mapping[str, Any]) -> str | None:
-    """SHA-256 of the validation annotations, so that copies of one file count as one."""
+    """SHA-256 of the validation annotations, so that copies of one file count as one; None where they are not here."""
     try:
-        if config.get("val_annotations"):
-            path = Path(config["val_annotations"])
-        elif config.get("data"):
-            source = open_source(config["data"], config.get("data_format", "auto"))
-            if not isinstance(source, CocoSource):
-                return source.load(config.get("val_split", "val")).fingerprint()
-            path = source.files[config.get("val_split", "val")]
-        else:
+        data = data_of(config)
+        if data.val_annotations:
+            return _digest(Path(data.val_annotations))
+        if not data.data:
             return None
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        source = building.open_data(data)
+        if not isinstance(source, CocoSource):
+            return source.load(data.val_split).fingerprint()
+        return _digest(source.files[data.val_split])
     except (DataError, OSError, KeyError):
         return None
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 of a file, which may be anything that a config names: a device has no end, a pipe makes wait."""
+    if not path.is_file() or path.stat().st_size > _LARGEST:
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def name_teachers(runs: Sequence[Run]) -> list[Run]:

@@ -17,6 +17,7 @@ from qskd.reporting.records import RunRecord
 from qskd.runs import building
 from qskd.runs.options import SourceOptions
 from qskd.runs.reading import Run, teacher_folder
+from qskd.runs.recorded_data import data_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def sitters_of(runs: Sequence[Run]) -> list[Sitter]:
                     folder.model(),
                     folder.detections,
                     _size(record.image_size),
-                    record.config.get("box_frame", "content"),
+                    _frame(record.config.get("box_frame")),
                 )
             )
     return found
@@ -82,7 +83,7 @@ def _teacher(runs: Sequence[Run], name: str) -> Sitter:
         own.folder.model() if own else teacher_folder(pupil.record),
         pupil.folder.teacher_detections,
         _size(teacher.image_size),
-        config.get("teacher_box_frame", "content"),
+        _frame(config.get("teacher_box_frame")),
         teacher.fingerprint,
         str(config.get("teacher", "")),
     )
@@ -93,6 +94,10 @@ def _representative(group: Group, groups: Sequence[Group]) -> RunRecord:
     reference = reference_of(group, groups)
     seeds = {run.seed for run in reference.runs} if reference else set()
     return next((run for run in group.runs if run.seed in seeds), group.first)
+
+
+def _frame(said: object) -> BoxFrame:
+    return "canvas" if said == "canvas" else "content"
 
 
 def _size(edges: Sequence[int]) -> ImageSize:
@@ -114,21 +119,10 @@ def open_data(runs: Sequence[Run], data: SourceOptions | None) -> tuple[Detectio
     reason = ""
     for run in runs:
         try:
-            index = building.open_split(_data_of(run.record), "val")
+            index = building.open_split(data_of(run.record.config), "val")
         except QskdError as error:
             reason = reason or f" ({error})"
             continue
         if index is not None:
             return (index, "") if len(index) else (None, empty)
     return None, f"the validation images are not where the runs had them{reason}. Give --data."
-
-
-def _data_of(record: RunRecord) -> SourceOptions:
-    config = record.config
-    return SourceOptions(
-        data=config.get("data"),
-        train_annotations=config.get("train_annotations"),
-        train_images=config.get("train_images"),
-        val_annotations=config.get("val_annotations"),
-        val_images=config.get("val_images"),
-    )

@@ -87,7 +87,7 @@ def latest(folder: Path, before: int | None = None) -> Path | None:
     steps = [
         (int(path.name.rsplit("-", 1)[1]), path)
         for path in folder.glob("checkpoint-*")
-        if path.is_dir() and path.name.rsplit("-", 1)[1].isdigit()
+        if path.is_dir() and path.name.rsplit("-", 1)[1].isdecimal()
     ]
     for _, path in sorted((step, path) for step, path in steps if before is None or step < before)[::-1]:
         damage = damage_of(path)
@@ -113,8 +113,9 @@ def damage_of(folder: Path) -> str | None:
     if "global_step" not in facts:
         return f"{STATE} is damaged"
     weights = [DISTILLER, *([AVERAGE] if facts.get("average_updates") else [])]
-    states = ["optimizer.pt", "scheduler.pt", *(path.name for path in folder.glob("*.pth"))]
-    for name in (*weights, *states):
+    others = sorted(path.name for path in folder.glob("*.pt*"))  # scaler.pt of fp16, a random state of each process
+    states = [name for name in others if name.endswith((".pt", ".pth"))]
+    for name in dict.fromkeys((*weights, "optimizer.pt", "scheduler.pt", *states)):
         if not (folder / name).is_file():
             return f"{name} is missing"
         if not (_is_whole_safetensors if name in weights else zipfile.is_zipfile)(folder / name):

@@ -17,13 +17,19 @@ from qskd.files import mend, put
 from qskd.trainer import checkpoints, failures
 from qskd.trainer.agreement import decided
 from qskd.trainer.interruptions import EndAfterStep, EvaluationCut, Signals, is_whole, name_of
+from qskd.trainer.links import refuse_links
 
 KEPT = ("best", "last")  # models of a run folder
 
 
 def recover(run_folder: Path) -> None:
-    """Finish or undo what a killed run was writing."""
-    mend(run_folder, [*KEPT, "*.json", "*.jsonl", "*.yaml"])
+    """Finish or undo what a killed run was writing.
+
+    Raises:
+        ConfigError: the folder holds links under names that a run writes to.
+    """
+    refuse_links(run_folder)
+    mend(run_folder, [*KEPT, "*.json", "*.jsonl", "*.pt", "*.yaml"])
     mend(run_folder / "eval", ["*.json", "*.npz"])
     checkpoints.clear(run_folder / "checkpoints")
 

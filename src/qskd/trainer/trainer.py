@@ -25,7 +25,7 @@ from qskd.evaluation.coco_map import CocoEvaluator
 from qskd.evaluation.streaming import evaluate_detector
 from qskd.files import whole_file, whole_folder
 from qskd.models.adapter import DetrAdapter
-from qskd.trainer import checkpoints
+from qskd.trainer import checkpoints, failures
 from qskd.trainer.callbacks import AverageCallback, Console, DataEpoch, EarlyStopping, MetricsFile
 from qskd.trainer.config import DistillationConfig
 from qskd.trainer.ema import ModelAverage
@@ -230,9 +230,8 @@ class DistillationTrainer(SafeTrainer):
                 self._stop(inputs, {name: float(part) for name, part in parts.items()})
 
     def _stop(self, inputs: StepInput, parts: dict[str, float]) -> None:
-        """Save the batch that made the loss non-finite, and leave."""
-        path = self.run_folder / f"nonfinite_step{self.state.global_step + 1}.pt"
-        batch = inputs.batch
+        """Save the batch that made the loss non-finite, and leave, even if it cannot be saved."""
+        batch, step = inputs.batch, self.state.global_step + 1
         content = {
             "image_ids": batch.image_ids,
             "pixels": batch.pixels.cpu(),
@@ -241,12 +240,18 @@ class DistillationTrainer(SafeTrainer):
             "boxes": batch.targets.boxes.cpu(),
             "parts": parts,
         }
-        with whole_file(path) as fresh:
-            torch.save(content, fresh)
+        process = f"_process{self.args.process_index}" if self.accelerator.num_processes > 1 else ""
+        path = self.run_folder / f"nonfinite_step{step}{process}.pt"
+        fate = f"was saved to {path}"
+        try:
+            with whole_file(path) as fresh:
+                torch.save(content, fresh)
+        except (OSError, RuntimeError) as error:
+            fate = f"could not be saved to {path} ({failures.why_not_written(error) or error})"
         guilty = [name for name, value in parts.items() if value - value != 0.0]
         raise NonFiniteLoss(
-            f"The loss at step {self.state.global_step + 1} is not finite: {', '.join(guilty)}. The batch (images "
-            f"{list(batch.image_ids)}) was saved to {path}. {self._advice()}"
+            f"The loss at step {step} is not finite: {', '.join(guilty)}. The batch (images {list(batch.image_ids)}) "
+            f"{fate}. {self._advice()}"
         )
 
     def _advice(self) -> str:

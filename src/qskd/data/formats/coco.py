@@ -203,6 +203,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         DataError: it cannot be read, or is no JSON object.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # a device has no end, a pipe would be waited for
+        raise DataError(f"{path}: is no file. Give a COCO annotation file.")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_without_segmentation)
     except OSError as error:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from qskd.data.formats.hub_files import check_hub, check_saved, is_cached, listed
 from qskd.data.formats.layout import (
     Content,
     RawSplit,
@@ -69,7 +70,7 @@ class HubSource:
     name: str
     parts: Mapping[str, Any]  # of each split: a datasets.Dataset
     box_format: str = "xywh"
-    folder: str | None = None  # where image files of its own must lie; None: wherever the library put them
+    folder: str | None = None  # where image files of its own must lie; None: where the library keeps downloads
 
     @classmethod
     def find(cls, path: Path) -> "HubSource | None":
@@ -80,6 +81,7 @@ class HubSource:
         if any(all((path / name).is_file() for name in names) for names in _SAVED):
             library = _library(str(path))
             try:
+                check_saved(folder)
                 return cls._of(str(path), library.load_from_disk(folder), folder)
             except Exception as error:  # the library raises whatever its files make it
                 raise DataError(f"{path}: save_to_disk's files cannot be read ({_reason(error)}).") from error
@@ -87,7 +89,8 @@ class HubSource:
         if any(file.suffix == ".parquet" or _names_files(file) for kind in kinds for file in path.glob(kind)):
             library = _library(str(path))
             try:
-                return cls._of(str(path), library.load_dataset(folder), folder)
+                kind, files = listed(folder)
+                return cls._of(str(path), library.load_dataset(kind, data_files=files), folder)
             except Exception as error:
                 raise DataError(
                     f"{path}: looks like a Hugging Face dataset, but cannot be loaded ({_reason(error)}). Mend it, or "
@@ -104,6 +107,8 @@ class HubSource:
         """
         library = _library(name)
         try:
+            described = library.load_dataset_builder(name).config.data_files or {}
+            check_hub(name, [file for files in described.values() for file in files])
             return cls._of(name, library.load_dataset(name))
         except Exception as error:  # the library raises whatever its loaders and the network do
             raise DataError(
@@ -205,14 +210,20 @@ class _Blobs:
         path = cell.get("path")
         if not path:
             raise DataError(f"{where}: has no image. Remove the row (datasets.Dataset.filter).")
-        inside = self.folder is None or any(
+        inside = self._is_its_own(path)
+        if not inside or not os.path.isfile(path):
+            told = "is not there" if inside else f"is outside of {self.folder or 'what was downloaded'}"
+            raise DataError(f"{where}: its image '{path[:120]}' {told}. Save the dataset with the images in it.")
+        return Path(path).read_bytes()
+
+    def _is_its_own(self, path: str) -> bool:
+        """Whether a row may name this file. A link in the dataset's folder may lead out of it, as in other formats."""
+        if self.folder is None:
+            return is_cached(path)
+        return any(
             os.path.normpath(path).startswith(os.path.join(folder, ""))
             for folder in (self.folder, os.path.realpath(self.folder))
         )
-        if not inside or not os.path.isfile(path):
-            told = "is not there" if inside else f"is outside of {self.folder}"
-            raise DataError(f"{where}: its image '{path[:120]}' {told}. Save the dataset with the images in it.")
-        return Path(path).read_bytes()
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,72 @@
+"""Files and folders written whole: past links, and by several at once."""
+
+import pytest
+
+from qskd.files import mend, put, remove, whole_file, whole_folder
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A folder of the user, which nothing may touch."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("mine")
+    yield folder
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"mine.txt": "mine"}
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "place").mkdir()
+    return tmp_path / "place"
+
+
+@pytest.mark.parametrize("name", ["a.json", ".a.json.tmp"])
+def test_no_file_is_written_through_a_link(elsewhere, place, name):
+    (place / name).symlink_to(elsewhere / "mine.txt")
+    with whole_file(place / "a.json") as fresh:
+        fresh.write_text("new")
+    assert (place / "a.json").read_text() == "new"
+    assert not (place / "a.json").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["best", ".best.tmp", ".best.old"])
+def test_no_folder_is_written_through_a_link(elsewhere, place, name):
+    (place / name).symlink_to(elsewhere)
+    for content in ("one", "two", "three"):
+        with whole_folder(place / "best") as fresh:
+            fresh.mkdir(exist_ok=True)
+            (fresh / "model").write_text(content)
+        assert (place / "best" / "model").read_text() == content
+    assert not (place / "best").is_symlink()
+
+
+def test_a_link_to_nothing_is_replaced_by_a_folder(place):
+    (place / "best").symlink_to(place / "nowhere")
+    (place / "fresh").mkdir()
+    put(place / "fresh", place / "best")
+    assert [path.name for path in place.iterdir()] == ["best"]
+
+
+def test_removing_a_link_leaves_what_it_leads_to(elsewhere, place):
+    for name in ("checkpoint-2", ".best.old", ".best.tmp", "best"):
+        (place / name).symlink_to(elsewhere)
+    remove(place / "checkpoint-2")
+    mend(place, ["best"])
+    assert [path.name for path in place.iterdir()] == ["best"]
+
+
+def test_two_that_write_one_file_at_once_do_not_mix(place):
+    with whole_file(place / "a.txt") as one:
+        one.write_text("1111")
+        with whole_file(place / "a.txt") as two:
+            two.write_text("2")
+    assert (place / "a.txt").read_text() == "1111"
+    assert [path.name for path in place.iterdir()] == ["a.txt"]
+
+
+def test_what_a_kill_left_of_a_file_is_removed_under_its_pattern_alone(place):
+    for name in (".a.json.0123456789abcdef.tmp", ".a.json.tmp", ".b.txt.0123456789abcdef.tmp"):
+        (place / name).write_text("half")
+    mend(place, ["*.json"])
+    assert [path.name for path in place.iterdir()] == [".b.txt.0123456789abcdef.tmp"]
