@@ -17,7 +17,7 @@ from qskd.errors import CheckpointError, ConfigError, Interrupted
 from qskd.lessons import cache as lessons
 from qskd.lessons.shards import sealed, write_shard
 from qskd.losses.presets import resolve
-from qskd.runs import building, caching_teacher
+from qskd.runs import building, caching_pass
 from qskd.runs.options import DataOptions, PairOptions
 from qskd.runs.recorded_teacher import open_recorded
 
@@ -33,14 +33,14 @@ def run_options(folder, scenes, models, **changes):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(caching_teacher, "_SHARD_IMAGES", 6)
+    monkeypatch.setattr(caching_pass, "_SHARD_IMAGES", 6)
 
 
 @pytest.fixture(scope="module")
 def kept(scenes, tiny_folders, tmp_path_factory):
     """Two epochs of 16 images in shards of 6, 6 and 4."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(caching_teacher, "_SHARD_IMAGES", 6)
+        patch.setattr(caching_pass, "_SHARD_IMAGES", 6)
         folder = tmp_path_factory.mktemp("kept") / "lessons"
         return qskd.cache_teacher(**cache_options(folder, scenes, tiny_folders, epochs=2))
 
@@ -61,7 +61,7 @@ def written(monkeypatch):
         names.append(name)
         return write_shard(folder, name, records)
 
-    monkeypatch.setattr(caching_teacher, "write_shard", noted)
+    monkeypatch.setattr(caching_pass, "write_shard", noted)
     return names
 
 
@@ -113,7 +113,7 @@ def test_a_pass_that_was_killed_goes_on_at_the_first_missing_shard(
             raise KeyboardInterrupt
         return write_shard(folder, name, records)
 
-    monkeypatch.setattr(caching_teacher, "write_shard", killed)
+    monkeypatch.setattr(caching_pass, "write_shard", killed)
     with pytest.raises(Interrupted, match="the same command goes on from there"):
         qskd.cache_teacher(**options)
     with pytest.raises(CheckpointError, match="not finished"):
@@ -241,6 +241,55 @@ def test_a_cache_without_features_serves_no_method_that_needs_them(scenes, tiny_
     )
 
 
+def test_a_cache_that_holds_more_than_a_method_needs_is_added_to_with_all_that_it_holds(
+    copy, scenes, tiny_folders, small_shards
+):
+    qskd.cache_teacher(**cache_options(copy, scenes, tiny_folders, epochs=3, method="predictions"))
+    cache = lessons.TeacherCache.open(copy)
+    assert sorted(cache.lessons.read(2, 7)) == sorted(cache.lessons.read(0, 7))
+    assert "memory.0" in cache.content.fields
+
+
+def test_a_shard_that_lacks_fields_is_made_again(copy, scenes, tiny_folders, monkeypatch):
+    whole = lessons.TeacherCache.open(copy).lessons
+    fields = [field for field in whole.fields if field != "mass"]
+    poor = {position: {field: whole.read(1, position)[field] for field in fields} for position in range(6, 12)}
+    write_shard(copy, "epoch001-00001", poor)
+    names = written(monkeypatch)
+    qskd.cache_teacher(**cache_options(copy, scenes, tiny_folders, epochs=2))
+    assert names == ["epoch001-00001"]
+
+
+def test_the_first_process_waits_for_what_the_others_look_at(copy, scenes, tiny_folders, monkeypatch):
+    options = cache_options(copy, scenes, tiny_folders, epochs=2)
+    path = copy / "epoch001-00000.safetensors"  # the second one's
+    path.write_bytes(path.read_bytes()[:-5])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    meetings = []
+
+    def meet():
+        meetings.append(1)
+        if len(meetings) == 2:
+            monkeypatch.setenv("RANK", "1")
+            qskd.cache_teacher(**options)  # what another process does until it is there, too
+
+    monkeypatch.setattr(caching_pass.processes, "meet", meet)
+    monkeypatch.setenv("RANK", "0")
+    qskd.cache_teacher(**options)
+    assert len(meetings) == 4
+    assert lessons.TeacherCache.open(copy).lessons.read(1, 2)["content"].tolist() == [64, 64]
+
+
+def test_a_process_whose_folder_is_another_one_says_so(scenes, tiny_folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(caching_pass, "_LOOKS", 1)
+    monkeypatch.setattr(caching_pass, "_WAIT", 0.0)
+    monkeypatch.setattr(caching_pass.processes, "meet", lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(ConfigError, match="a folder that all machines share"):
+        qskd.cache_teacher(**cache_options(tmp_path / "lessons", scenes, tiny_folders))
+
+
 def test_a_folder_of_something_else_is_not_written_to(copy, scenes, tiny_folders, tmp_path):
     with pytest.raises(CheckpointError, match=r"flip: the cache has 0\.5, this run 0\.25"):
         qskd.cache_teacher(**cache_options(copy, scenes, tiny_folders, flip=0.25))
@@ -253,7 +302,7 @@ def test_a_folder_of_something_else_is_not_written_to(copy, scenes, tiny_folders
 
 
 def test_too_little_room_is_refused_before_the_pass(scenes, tiny_folders, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(caching_teacher.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(caching_pass.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(ConfigError, match=r"needs .* more in .*, where 1 KiB are free"):
         qskd.cache_teacher(**cache_options(tmp_path / "lessons", scenes, tiny_folders))
     assert "an image in float32" in capsys.readouterr().out
@@ -263,7 +312,7 @@ def test_too_little_room_is_refused_before_the_pass(scenes, tiny_folders, tmp_pa
 def test_the_estimate_is_near_what_is_written(kept):
     cache = lessons.TeacherCache.open(kept.folder)
     records = [cache.lessons.read(0, position) for position in range(16)]
-    exact = 2 * sum(caching_teacher.bytes_of(record) for record in records)
+    exact = 2 * sum(caching_pass.bytes_of(record) for record in records)
     assert exact < kept.bytes < 1.2 * exact
 
 
