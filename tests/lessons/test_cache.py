@@ -114,3 +114,9 @@ def test_one_pass_at_a_time_claims_a_folder(tmp_path):
         pass
     with claimed(tmp_path):
         pass
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / ".lock").mkdir()  # refused to everybody, whoever runs the tests
+    with pytest.raises(ConfigError, match=r"cannot be written to \(Is a directory\)"), claimed(tmp_path):
+        pass

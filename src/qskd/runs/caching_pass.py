@@ -81,16 +81,16 @@ class Pass:
         Raises:
             ConfigError: it holds other files, or cannot be made.
         """
-        if self.folder.is_dir() and not (self.folder / CONTENT).is_file():
-            others = sorted(path.name for path in self.folder.iterdir() if path.name not in _BEFORE)
-            if others:
-                raise ConfigError(
-                    f"--output_dir {self.folder} holds other files ({others[0]}). Give a new folder for the cache."
-                )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            names = {path.name for path in self.folder.iterdir()}
         except OSError as error:
-            raise ConfigError(f"--output_dir {self.folder} cannot be made ({error.strerror}).") from error
+            raise ConfigError(f"--output_dir {self.folder} cannot be made or read ({error.strerror}).") from error
+        others = sorted(names - _BEFORE)
+        if others and CONTENT not in names:
+            raise ConfigError(
+                f"--output_dir {self.folder} holds other files ({others[0]}). Give a new folder for the cache."
+            )
 
     def _begun(self) -> CacheContent | None:
         """What is in the folder already, if it is a cache of the same.
