@@ -3,6 +3,7 @@
 import errno
 import json
 import pathlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,11 +44,31 @@ def test_records_come_back_as_they_were(folder):
 
 
 @pytest.mark.parametrize("name", ["cache.json", "index.json"])
-@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"version": 1}'])
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"version": 2}'])
 def test_a_damaged_description_is_named(folder, name, text):
     (folder / name).write_text(text)
     with pytest.raises(CheckpointError, match=rf"{name} is damaged.*qskd cache"):
         TeacherCache.open(folder)
+
+
+def test_a_cache_of_another_version_is_to_be_made_again(folder):
+    edit(folder / "cache.json", version=1)
+    with pytest.raises(CheckpointError, match=r"another version of qskd.*in another folder"):
+        TeacherCache.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "asked", "advice"),
+    [
+        ("image size", [64, 96], "give --image_size 64 without --max_image_size"),
+        ("image size", [96], "give --image_size 64"),
+        ("teacher image size", [96], "give --teacher_image_size 64 --teacher_max_image_size 128"),
+    ],
+)
+def test_sizes_that_differ_are_advised_upon_as_they_would_be_given(folder, key, asked, advice):
+    content = replace(CacheContent.load(folder), key={"image size": [64], "teacher image size": [64, 128]})
+    with pytest.raises(CheckpointError, match=rf"; {advice}\n"):
+        content.check(folder, {key: asked}, ())
 
 
 @pytest.mark.parametrize("changes", [{"epochs": 0}, {"epochs": 10**15}, {"shards": {}}, {"epochs": None}])

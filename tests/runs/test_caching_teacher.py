@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -200,6 +201,29 @@ def test_other_data_another_teacher_or_size_are_refused(kept, scenes, tiny_folde
         qskd.distill(**run_options(tmp_path / "b", scenes, tiny_folders, **given))
     with pytest.raises(CheckpointError, match=r"image size: the cache has \[64\], this run \[96\]; give --image"):
         qskd.distill(**run_options(tmp_path / "c", scenes, tiny_folders, teacher_cache=kept.folder, image_size=96))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"teacher_max_image_size": 96}, ConfigError, "give the shortest with --teacher_image_size"),
+        ({"teacher_box_frame": "canvas"}, CheckpointError, "the cache has content.*give --teacher_box_frame content"),
+        (
+            {"teacher_image_size": 96},
+            CheckpointError,
+            r"teacher image size: the cache has \[64\], this run \[96\]; give --teacher_image_size 64",
+        ),
+    ],
+)
+def test_options_of_an_absent_teacher_are_looked_at(kept, scenes, tiny_folders, tmp_path, given, error, message):
+    with pytest.raises(error, match=message):
+        qskd.distill(**run_options(tmp_path / "run", scenes, tiny_folders, teacher_cache=kept.folder, **given))
+
+
+def test_a_run_without_validation_data_may_learn_from_any_cache(kept, scenes):
+    data = DataOptions(data=str(scenes))
+    splits = replace(building.open_splits(data), val=None)
+    open_recorded(PairOptions(teacher_cache=str(kept.folder)), splits, data, resolve("qskd"), None)
 
 
 def test_image_files_that_have_changed_are_refused(kept, scenes, tmp_path):

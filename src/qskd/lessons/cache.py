@@ -17,18 +17,16 @@ from qskd.lessons.shards import Seal, ShardReader, seal_of, shard_name, writing
 from qskd.models.adapter import Need
 
 CONTENT, INDEX, DETECTIONS = "cache.json", "index.json", "teacher_detections.npz"
-_VERSION = 1
+_VERSION = 2
 _DIGITS = 12  # of a fingerprint, in messages
 
 _ADVICE = {  # what to do where a run differs; {} is what the cache has
     "teacher": "leave out --teacher, or give the one it was made with",
-    "teacher's reading": "leave out --teacher, or give it with the configuration and --teacher_box_frame of then",
+    "teacher's reading": "leave out --teacher, or give it with the configuration of then",
     "training data": "give the data it was made from",
     "training images": "their files have changed since",
     "validation data": "give the data it was made from",
     "classes": "give the data it was made from",
-    "image size": "give --image_size {}",
-    "teacher image size": "give --teacher_image_size {}",
 }
 
 
@@ -70,7 +68,9 @@ class CacheContent:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("version") != _VERSION:
-                raise CheckpointError(f"{folder} was made by another version of qskd. Make it again with `qskd cache`.")
+                raise CheckpointError(
+                    f"{folder} was made by another version of qskd. Make it again with `qskd cache`, in another folder."
+                )
             content["needs"] = frozenset(Need(value) for value in content["needs"])
             content["teacher"] = TeacherFacts.from_dict(content["teacher"])
             found = cls(**content | {"fields": tuple(content["fields"])})
@@ -94,7 +94,7 @@ class CacheContent:
             CheckpointError: naming all that differs, with both values and what to do.
         """
         lines = [
-            f"{name}: the cache has {_short(self.key.get(name))}, this run {_short(value)}; {self._advice(name)}"
+            f"{name}: the cache has {_short(self.key.get(name))}, this run {_short(value)}; {self._advice(name, value)}"
             for name, value in key.items()
             if self.key.get(name) != value
         ]
@@ -107,13 +107,21 @@ class CacheContent:
                 + "\nOr make another cache with this run's options: `qskd cache --output_dir ANOTHER`."
             )
 
-    def _advice(self, name: str) -> str:
+    def _advice(self, name: str, asked: Any) -> str:
+        """What to do where a run asks for something else under this name."""
         value = self.key.get(name)
-        if "size" in name and isinstance(value, list) and len(value) == 2:
-            prefix = "teacher_" if "teacher" in name else ""
-            return f"give --{prefix}image_size {value[0]} --{prefix}max_image_size {value[1]}"
+        if "size" in name and isinstance(value, list) and isinstance(asked, list):
+            return _advice_on_size("teacher_" if "teacher" in name else "", value, is_padded=len(asked) == 2)
         shown = value[0] if isinstance(value, list) and value else str(value).lower()
-        return _ADVICE.get(name, f"give --{name.replace('.', '_')} {{}}").format(shown)
+        return _ADVICE.get(name, f"give --{name.replace('.', '_').replace(' ', '_')} {{}}").format(shown)
+
+
+def _advice_on_size(prefix: str, edges: list[Any], *, is_padded: bool) -> str:
+    """How to ask for these edges; ``is_padded`` where a run gave the longest edge."""
+    given = f"give --{prefix}image_size {edges[0]}"
+    if len(edges) == 2:
+        return f"{given} --{prefix}max_image_size {edges[1]}"
+    return f"{given} without --{prefix}max_image_size" if is_padded else given
 
 
 def _short(value: Any) -> str:

@@ -26,17 +26,20 @@ def needs_of(settings: MethodSettings) -> frozenset[Need]:
 def teacher_key(teacher: DetrAdapter) -> dict[str, Any]:
     """What a lesson depends on of the teacher: weights, and how they are read."""
     norm = teacher.pixel_norm
-    reading = [configuration_fingerprint(teacher.model)[:12], teacher.box_frame, [*norm.mean], [*norm.std]]
-    return {"teacher": weights_fingerprint(teacher.model), "teacher's reading": reading}
+    return {
+        "teacher": weights_fingerprint(teacher.model),
+        "teacher's reading": [configuration_fingerprint(teacher.model)[:12], [*norm.mean], [*norm.std]],
+        "teacher box frame": teacher.box_frame,
+    }
 
 
 def data_key(splits: building.Splits, data: DataOptions) -> dict[str, Any]:
-    """What it depends on of the data and of its augmentation."""
-    return {
+    """What it depends on of the data and of its augmentation; validation data makes no lesson, but the teacher's AP."""
+    measured = {} if splits.val is None else {"validation data": splits.val.fingerprint()}
+    return measured | {
         "classes": list(splits.class_names),
         "training data": splits.train.fingerprint(),
         "training images": images_key(splits.train),
-        "validation data": splits.val.fingerprint() if splits.val is not None else None,
         **{name: float(getattr(data, name)) for name in ("flip", "crop", "zoom_out", "photometric")},
     }
 

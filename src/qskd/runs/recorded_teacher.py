@@ -42,10 +42,15 @@ def open_recorded(
     """
     assert pair.teacher_cache is not None
     cache = TeacherCache.open(Path(pair.teacher_cache).expanduser())
-    key = teacher_key(teacher) if teacher is not None else {}
+    key = teacher_key(teacher) if teacher is not None else _asked_of_teacher(pair)
     key |= data_key(splits, data) | selection_key(settings)
     cache.content.check(cache.folder, key, needs_of(settings))
     return RecordedTeacher(cache, LabelMap.between(cache.content.teacher.id2label, splits.class_names))
+
+
+def _asked_of_teacher(pair: PairOptions) -> dict[str, Any]:
+    """What options say of a teacher that is not there; a default says nothing."""
+    return {} if pair.teacher_box_frame == "content" else {"teacher box frame": pair.teacher_box_frame}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +83,9 @@ class RecordedTeacher:
             data = replace(data, image_size=given["image_size"], max_image_size=given["max_image_size"])
         size = building.choose_size(data, [student], [None])
         key = {"image size": plain_size(size)}
-        if pair.teacher_image_size is not None:
-            edges = [edge for edge in (pair.teacher_image_size, pair.teacher_max_image_size) if edge is not None]
-            key["teacher image size"] = edges
+        own = building.asked_size(pair.teacher_image_size, pair.teacher_max_image_size, [], "--teacher_")
+        if own is not None:
+            key["teacher image size"] = plain_size(own)
         self.cache.content.check(self.cache.folder, key, ())
         return size
 
