@@ -18,7 +18,8 @@ from qskd.errors import CheckpointError, ConfigError, Interrupted
 from qskd.lessons import cache as lessons
 from qskd.lessons.shards import sealed, write_shard
 from qskd.losses.presets import resolve
-from qskd.runs import building, caching_pass
+from qskd.models.loading import load_model, weights_fingerprint
+from qskd.runs import building, caching_pass, given_teacher
 from qskd.runs.options import DataOptions, PairOptions
 from qskd.runs.recorded_teacher import open_recorded
 
@@ -83,6 +84,24 @@ def test_a_run_learns_the_same_as_from_the_teacher_in_memory(kept, scenes, tiny_
     assert (found.folder / "eval" / "teacher_detections.npz").is_file()
     report = qskd.compare([expected.folder, found.folder], output_dir=tmp_path / "report")
     assert report is not None
+
+
+def test_the_engine_answers_and_the_plain_model_is_measured(scenes, tiny_folders, tmp_path, monkeypatch):
+    kinds = []
+    for name, of in (("evaluate_keeping", given_teacher.evaluate_keeping), ("TeacherSide", given_teacher.TeacherSide)):
+
+        def noted(adapter, *more, of=of, **named):
+            kinds.append({type(module).__name__ for module in adapter.model.modules()})
+            return of(adapter, *more, **named)
+
+        monkeypatch.setattr(given_teacher, name, noted)
+    qskd.cache_teacher(**cache_options(tmp_path / "lessons", scenes, tiny_folders))
+    assert len(kinds) == 2
+    assert not any("BatchNorm2d" in kind for found in kinds for kind in found)
+    plain = load_model(tiny_folders["rt_detr_teacher"]).model
+    content = lessons.TeacherCache.open(tmp_path / "lessons").content
+    assert content.measured["cost"]["parameters"] == sum(one.numel() for one in plain.parameters())
+    assert content.key["teacher"] == weights_fingerprint(plain)
 
 
 def test_a_run_longer_than_the_cache_replays_it(scenes):

@@ -8,20 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qskd.data.transforms import ImageSize
 from qskd.errors import CheckpointError, ConfigError
 from qskd.files import whole_file
 from qskd.lessons.cache import CONTENT, DETECTIONS, CacheContent, shards_of, write_index
 from qskd.lessons.claim import LOCK, claimed
-from qskd.lessons.facts import TeacherFacts
 from qskd.lessons.record import Record, bytes_of
 from qskd.lessons.shards import is_whole, shard_name, write_shard, writing
 from qskd.models.adapter import Need
 from qskd.runs import building, preflight, processes
 from qskd.runs.caching_progress import Progress, in_bytes
-from qskd.runs.evaluating import evaluate_keeping
+from qskd.runs.given_teacher import LoadedTeacher
 from qskd.runs.recording import Recorder
-from qskd.runs.training import measured_cost
 
 _SHARD_BYTES = 64 * 2**20  # about; a shard is checked as a whole when it is first read
 _SHARD_IMAGES = 256  # at most; they are in memory until the shard is written
@@ -49,7 +46,7 @@ class Pass:
     recorder: Recorder
     splits: building.Splits
     key: dict[str, Any]
-    teacher_size: ImageSize
+    teacher: LoadedTeacher
     check: bool
 
     def run(self, sizes: dict[str, int | None]) -> Cached:
@@ -119,7 +116,7 @@ class Pass:
             self.key,
             self._made(),
             self.recorder.needs,
-            TeacherFacts.of(self.recorder.side.adapter),
+            self.teacher.facts,
             self._measured(),
             sizes,
             images,
@@ -174,17 +171,14 @@ class Pass:
         Raises:
             PreflightError: the teacher is no better than nothing.
         """
-        adapter = self.recorder.side.adapter
         metrics: dict[str, Any] = {}
         if self.splits.val is not None:
-            metrics, found = evaluate_keeping(
-                adapter, self.splits.val, self.teacher_size, self.recorder.options.batch_size
-            )
+            metrics, found, images = self.teacher.measured(self.splits.val, self.recorder.options.batch_size)
             if self.check and metrics["AP50"] is not None:
-                preflight.check_teacher(metrics, len(self.splits.val))
+                preflight.check_teacher(metrics, images)
             with writing(self.folder / DETECTIONS), whole_file(self.folder / DETECTIONS) as fresh:
                 found.save(fresh)
-        return {"metrics": metrics, "cost": measured_cost(adapter, self.teacher_size)}
+        return {"metrics": metrics, "cost": self.teacher.cost()}
 
     def _missing(self, content: CacheContent) -> list[tuple[int, int]]:
         """(epoch, number) of this process's shards that are not there, or not whole; these lose their seals."""

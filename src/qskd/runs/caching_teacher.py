@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from qskd.distiller import TeacherSide
 from qskd.errors import ConfigError
 from qskd.labels import LabelMap
 from qskd.models.loading import as_teacher
@@ -13,6 +12,7 @@ from qskd.runs import building
 from qskd.runs.cache_key import cached_sizes, data_key, needs_of, selection_key, sizes_as_options, teacher_key
 from qskd.runs.caching_pass import Cached, Pass
 from qskd.runs.caching_progress import continuable
+from qskd.runs.given_teacher import LoadedTeacher
 from qskd.runs.options import CacheOptions, DataOptions, MethodOptions
 from qskd.runs.processes import rank, world
 from qskd.runs.recording import Recorder
@@ -36,25 +36,24 @@ def cache_teacher(options: CacheOptions, data: DataOptions, method: MethodOption
     settings = method.settings()
     needs = needs_of(settings)
     splits = building.open_splits(data)
-    teacher = as_teacher(
+    plain = as_teacher(
         building.open_model(
             options.teacher, None, box_frame=options.teacher_box_frame, trust_remote_code=options.trust_remote_code
         )
     )
-    label_map = LabelMap.between(teacher.id2label, splits.class_names)
-    size, teacher_size = cached_sizes(options, data, teacher)
+    size, teacher_size = cached_sizes(options, data, plain)
     train, _ = building.datasets(splits, data, size, options.seed, teacher_size, workers=options.dataloader_num_workers)
-    device = _place(options.use_cpu)
-    teacher.model.to(device)
-    side = TeacherSide(teacher, label_map, settings.selection, {})
-    recorder = Recorder(side, train, needs, getattr(torch, options.cache_dtype), options, device, rank(), world())
     key = (
-        teacher_key(teacher)
+        teacher_key(plain)
         | data_key(splits, data)
         | {"image size": plain_size(size), "teacher image size": plain_size(teacher_size), "seed": options.seed}
         | selection_key(settings)
     )
-    job = Pass(Path(options.output_dir).expanduser(), recorder, splits, key, teacher_size, method.preflight)
+    device = _place(options.use_cpu)
+    teacher = LoadedTeacher(plain, LabelMap.between(plain.id2label, splits.class_names), teacher_size, device)
+    side = teacher.side(settings, {}, size)
+    recorder = Recorder(side, train, needs, getattr(torch, options.cache_dtype), options, device, rank(), world())
+    job = Pass(Path(options.output_dir).expanduser(), recorder, splits, key, teacher, method.preflight)
     with continuable(job.folder):
         return job.run(sizes_as_options(size, teacher_size))
 
