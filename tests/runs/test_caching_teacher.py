@@ -273,15 +273,27 @@ def test_a_run_goes_on_with_its_cache_and_not_without(kept, scenes, tiny_folders
     assert losses(again.folder)[-4:] == losses(whole.folder)[-4:]
 
 
+def test_a_run_reads_no_more_than_its_method_needs(kept, scenes, tiny_folders, tmp_path):
+    given = {"teacher_cache": kept.folder, "method": "predictions", "max_steps": 1}
+    data, pair = DataOptions(data=str(scenes)), PairOptions(teacher_cache=str(kept.folder))
+    splits = building.open_splits(data)
+    fields = {
+        method: open_recorded(pair, splits, data, resolve(method), None).cache.lessons.fields
+        for method in ("predictions", "unmasked_features", "qskd")
+    }
+    assert fields["predictions"] == ("content", "objects", "query", "role", "owner", "giou", "boxes", "logits", "match")
+    maps = tuple(f"memory.{level}" for level in range(3))
+    assert fields["unmasked_features"] == fields["predictions"] + maps
+    assert fields["qskd"] == fields["predictions"] + (*maps, "mass", "peak")
+    assert losses(qskd.distill(**run_options(tmp_path / "run", scenes, tiny_folders, **given)).folder)
+
+
 def test_a_cache_without_features_serves_no_method_that_needs_them(scenes, tiny_folders, tmp_path):
     folder = tmp_path / "lessons"
     qskd.cache_teacher(**cache_options(folder, scenes, tiny_folders, method="predictions"))
     assert not any(name.startswith("memory") for name in lessons.TeacherCache.open(folder).content.fields)
     with pytest.raises(CheckpointError, match="holds no cross-attention and no encoder memory"):
         qskd.distill(**run_options(tmp_path / "run", scenes, tiny_folders, teacher_cache=folder))
-    qskd.distill(
-        **run_options(tmp_path / "run", scenes, tiny_folders, teacher_cache=folder, method="predictions", max_steps=1)
-    )
 
 
 def test_a_cache_that_holds_more_than_a_method_needs_is_added_to_with_all_that_it_holds(

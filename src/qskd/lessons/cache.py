@@ -13,6 +13,7 @@ from typing import Any, Self
 from qskd.errors import CheckpointError
 from qskd.files import write_whole
 from qskd.lessons.facts import TeacherFacts
+from qskd.lessons.record import fields_read
 from qskd.lessons.shards import Seal, ShardReader, seal_of, shard_name, writing
 from qskd.models.adapter import Need
 
@@ -140,8 +141,12 @@ class TeacherCache:
     lessons: ShardReader
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
+    def open(cls, folder: Path, needs: Collection[Need] = tuple(Need)) -> Self:
         """Open what `qskd cache` has made.
+
+        Args:
+            folder: of the cache.
+            needs: of the terms that learn from it; what was kept beyond that is not read.
 
         Raises:
             CheckpointError: it is none, not finished, or a shard is missing or cut off.
@@ -163,7 +168,8 @@ class TeacherCache:
             seals = {name: Seal(int(listed[name]["bytes"]), str(listed[name]["sha256"])) for name in names}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{path} is damaged ({error}). Run the `qskd cache` command again.") from error
-        return cls(folder, content, epochs, ShardReader(folder, seals, content.fields, content.images_per_shard))
+        fields = fields_read(content.fields, needs)
+        return cls(folder, content, epochs, ShardReader(folder, seals, fields, content.images_per_shard))
 
     @property
     def size(self) -> int:

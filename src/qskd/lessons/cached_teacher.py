@@ -12,7 +12,6 @@ from qskd.labels import LabelMap
 from qskd.lessons.cache import TeacherCache
 from qskd.lessons.record import Record, RecordedMass, assembled
 from qskd.losses.term import Lesson, Term
-from qskd.models.adapter import Need
 from qskd.models.relabel import known_targets
 from qskd.models.view import DetrView
 from qskd.selection.groups import QueryGroups
@@ -39,7 +38,6 @@ class CachedTeacher:
         self.label_map = label_map
         self.terms = terms
         self.own_size = own_size
-        self._strides = cache.content.teacher.strides if Need.MEMORY in cache.content.needs else ()
 
     def to(self, device: torch.device) -> None:
         """Nothing to do: a lesson goes where its batch is."""
@@ -60,7 +58,9 @@ class CachedTeacher:
             CheckpointError: a shard is damaged, or was made of other images.
         """
         records = [self.cache.lessons.read(epoch, position) for epoch, position in batch.variations]
-        view, groups, content = assembled(records, self._strides, self.cache.content.teacher.num_queries)
+        facts = self.cache.content.teacher
+        strides = facts.strides if "memory.0" in records[0] else ()
+        view, groups, content = assembled(records, strides, facts.num_queries)
         known = torch.tensor(self.label_map.known)
         targets, columns = known_targets(batch.targets, known.to(batch.pixels.device), all(self.label_map.known))
         self._check_objects(records, targets, batch)

@@ -111,7 +111,7 @@ class ShardReader:
     Args:
         folder: of the shards.
         seals: of every shard, by its name.
-        fields: what each record holds.
+        fields: what is read of each record.
         images_per_shard: positions in a shard.
 
     Raises:

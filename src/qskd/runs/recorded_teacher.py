@@ -41,10 +41,11 @@ def open_recorded(
         CheckpointError: there is no finished cache, it is damaged, or was made for something else.
     """
     assert pair.teacher_cache is not None
-    cache = TeacherCache.open(Path(pair.teacher_cache).expanduser())
+    needs = needs_of(settings)
+    cache = TeacherCache.open(Path(pair.teacher_cache).expanduser(), needs)
     key = teacher_key(teacher) if teacher is not None else _asked_of_teacher(pair)
     key |= data_key(splits, data) | selection_key(settings)
-    cache.content.check(cache.folder, key, needs_of(settings))
+    cache.content.check(cache.folder, key, needs)
     return RecordedTeacher(cache, LabelMap.between(cache.content.teacher.id2label, splits.class_names))
 
 
