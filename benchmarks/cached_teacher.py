@@ -76,7 +76,9 @@ def _batch(images: int, side: int) -> Batch:
 
 def _cache(folder: Path, teacher: DetrAdapter, records: list[Record]) -> TeacherCache:
     count = len(records)
-    content = CacheContent({}, {}, frozenset(Need), TeacherFacts.of(teacher), {}, {}, count, count, tuple(records[0]))
+    content = CacheContent(
+        {}, {}, frozenset(Need), TeacherFacts.of(teacher), {}, {}, count, count, tuple(records[0]), []
+    )
     content.save(folder)
     write_shard(folder, "epoch000-00000", dict(enumerate(records)))
     write_index(folder, content, 1)

@@ -24,7 +24,7 @@ def records(*positions):
 @pytest.fixture
 def folder(tmp_path):
     """Three images in shards of two, one epoch."""
-    content = CacheContent({"seed": 1}, {}, frozenset(), FACTS, {}, {}, 3, 2, ("boxes",))
+    content = CacheContent({"seed": 1}, {}, frozenset(), FACTS, {}, {}, 3, 2, ("boxes",), (bytes([0, 9, 250]),))
     content.save(tmp_path)
     write_shard(tmp_path, "epoch000-00000", records(0, 1))
     assert write_index(tmp_path, content, 1) == 0
@@ -69,6 +69,14 @@ def test_sizes_that_differ_are_advised_upon_as_they_would_be_given(folder, key, 
     content = replace(CacheContent.load(folder), key={"image size": [64], "teacher image size": [64, 128]})
     with pytest.raises(CheckpointError, match=rf"; {advice}\n"):
         content.check(folder, {key: asked}, ())
+
+
+def test_images_that_look_otherwise_are_refused_and_other_rounding_is_not(folder):
+    content = CacheContent.load(folder)
+    content.check_pixels(folder, [bytes([1, 10, 248])])
+    for other in ([bytes([0, 9, 240])], [bytes([0, 9])], []):
+        with pytest.raises(CheckpointError, match="of images that look otherwise"):
+            content.check_pixels(folder, other)
 
 
 @pytest.mark.parametrize("changes", [{"epochs": 0}, {"epochs": 10**15}, {"shards": {}}, {"epochs": None}])

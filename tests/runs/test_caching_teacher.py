@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ import qskd
 from builders_runs import edited, entries_of, tiny_run
 from builders_trainer import dataset
 from qskd.cli import main
+from qskd.data import transforms
 from qskd.data.batch import collate
 from qskd.errors import CheckpointError, ConfigError, Interrupted
 from qskd.lessons import cache as lessons
@@ -20,6 +22,7 @@ from qskd.lessons.shards import sealed, write_shard
 from qskd.losses.presets import resolve
 from qskd.models.loading import load_model, weights_fingerprint
 from qskd.runs import building, caching_pass, given_teacher
+from qskd.runs.cache_key import images_key
 from qskd.runs.options import DataOptions, PairOptions
 from qskd.runs.recorded_teacher import open_recorded
 
@@ -255,6 +258,24 @@ def test_image_files_that_have_changed_are_refused(kept, scenes, tmp_path):
     path.write_bytes(path.read_bytes() + b"more")
     with pytest.raises(CheckpointError, match=r"training images: the cache has .*their files have changed"):
         open_recorded(pair, splits, data, settings, None)
+
+
+def test_augmentation_that_draws_other_colours_is_refused(copy, scenes, tiny_folders, tmp_path, monkeypatch):
+    drawn = transforms.colour_matrix
+    monkeypatch.setattr(transforms, "colour_matrix", lambda augment, rng: 0.8 * drawn(augment, rng))
+    with pytest.raises(CheckpointError, match="of images that look otherwise"):
+        qskd.distill(**run_options(tmp_path / "run", scenes, tiny_folders, teacher_cache=copy))
+    with pytest.raises(CheckpointError, match="of images that look otherwise"):
+        qskd.cache_teacher(**cache_options(copy, scenes, tiny_folders, epochs=3))
+
+
+def test_images_that_are_no_files_are_known_by_their_bytes():
+    def key(*blobs):
+        records = [SimpleNamespace(blob=lambda content=content: content) for content in blobs]
+        images = type("Images", (list,), {"sizes": np.full((len(blobs), 2), 64)})(records)
+        return images_key(SimpleNamespace(images=images))
+
+    assert key(b"one", b"two") == key(b"ONE", b"TWO") != key(b"one", b"three")
 
 
 @pytest.mark.slow

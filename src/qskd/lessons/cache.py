@@ -5,7 +5,7 @@ are there, ``teacher_detections.npz`` is what the teacher found on the validatio
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +19,7 @@ from qskd.models.adapter import Need
 
 CONTENT, INDEX, DETECTIONS = "cache.json", "index.json", "teacher_detections.npz"
 _VERSION = 2
+_OTHER_PIXELS = 3  # of 255, in a thumbnail: more than decoders and resizing differ by
 _DIGITS = 12  # of a fingerprint, in messages
 
 _ADVICE = {  # what to do where a run differs; {} is what the cache has
@@ -44,6 +45,7 @@ class CacheContent:
     images: int
     images_per_shard: int
     fields: tuple[str, ...]  # of every record
+    thumbnails: tuple[bytes, ...]  # of a few images as the teacher saw them
 
     def save(self, folder: Path) -> None:
         """Write it in one move."""
@@ -52,6 +54,7 @@ class CacheContent:
             "version": _VERSION,
             "needs": sorted(need.value for need in self.needs),
             "teacher": self.teacher.as_dict(),
+            "thumbnails": [one.hex() for one in self.thumbnails],
         }
         write_json(folder / CONTENT, content)
 
@@ -74,6 +77,7 @@ class CacheContent:
                 )
             content["needs"] = frozenset(Need(value) for value in content["needs"])
             content["teacher"] = TeacherFacts.from_dict(content["teacher"])
+            content["thumbnails"] = tuple(bytes.fromhex(one) for one in content["thumbnails"])
             found = cls(**content | {"fields": tuple(content["fields"])})
             if min(found.images, found.images_per_shard) < 1:
                 raise ValueError(f"{found.images} images in shards of {found.images_per_shard}")
@@ -108,6 +112,24 @@ class CacheContent:
                 + "\nOr make another cache with this run's options: `qskd cache --output_dir ANOTHER`."
             )
 
+    def check_pixels(self, folder: Path, thumbnails: Sequence[bytes]) -> None:
+        """Refuse images that look otherwise than those that the teacher saw, though all else about them is the same.
+
+        Args:
+            folder: for the message.
+            thumbnails: as the cache's, of the run's images.
+
+        Raises:
+            CheckpointError: one of them is another one.
+        """
+        if len(thumbnails) == len(self.thumbnails) and not any(map(_differ, thumbnails, self.thumbnails)):
+            return
+        raise CheckpointError(
+            f"The teacher cache in {folder} was made of images that look otherwise than this run's. Image files or the "
+            "version of qskd, which draws augmentations, have changed since: make it again with `qskd cache`, in "
+            "another folder."
+        )
+
     def _advice(self, name: str, asked: Any) -> str:
         """What to do where a run asks for something else under this name."""
         value = self.key.get(name)
@@ -123,6 +145,10 @@ def _advice_on_size(prefix: str, edges: list[Any], *, is_padded: bool) -> str:
     if len(edges) == 2:
         return f"{given} --{prefix}max_image_size {edges[1]}"
     return f"{given} without --{prefix}max_image_size" if is_padded else given
+
+
+def _differ(one: bytes, other: bytes) -> bool:
+    return len(one) != len(other) or any(abs(a - b) > _OTHER_PIXELS for a, b in zip(one, other, strict=True))
 
 
 def _short(value: Any) -> str:

@@ -45,10 +45,10 @@ def data_key(splits: building.Splits, data: DataOptions) -> dict[str, Any]:
 
 
 def images_key(index: DetectionIndex) -> str:
-    """SHA-256 over the images' sides and the bytes of their files: a copy is the same, other pixels rarely are."""
+    """SHA-256 over the images' sides and their encoded bytes' numbers: a copy is the same, other images rarely are."""
     digest = hashlib.sha256(np.ascontiguousarray(index.images.sizes).tobytes())
-    if index.images.blobs is None:
-        digest.update(np.array([record.path.stat().st_size for record in index.images], dtype=np.int64).tobytes())
+    encoded = [record.path.stat().st_size if record.blob is None else len(record.blob()) for record in index.images]
+    digest.update(np.array(encoded, dtype=np.int64).tobytes())
     return digest.hexdigest()
 
 

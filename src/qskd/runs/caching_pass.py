@@ -16,6 +16,7 @@ from qskd.lessons.record import Record, bytes_of
 from qskd.lessons.shards import is_whole, shard_name, write_shard, writing
 from qskd.models.adapter import Need
 from qskd.runs import building, preflight, processes
+from qskd.runs.cache_pixels import thumbnails
 from qskd.runs.caching_progress import Progress, in_bytes
 from qskd.runs.given_teacher import LoadedTeacher
 from qskd.runs.recording import Recorder
@@ -100,6 +101,7 @@ class Pass:
             return None
         content = CacheContent.load(self.folder)
         content.check(self.folder, self.key, self.recorder.needs)
+        content.check_pixels(self.folder, thumbnails(self.recorder.data))
         if dict(content.made) != self._made():
             raise ConfigError(
                 f"The cache in {self.folder} was made with {dict(content.made)}, this one asks for {self._made()}. "
@@ -122,6 +124,7 @@ class Pass:
             images,
             max(1, min(_SHARD_IMAGES, int(_SHARD_BYTES / each))),
             tuple(sample[0]),
+            thumbnails(self.recorder.data),
         )
         content.save(self.folder)
         return content

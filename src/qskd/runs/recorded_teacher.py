@@ -21,6 +21,7 @@ from qskd.losses.term import Term
 from qskd.models.adapter import DetrAdapter
 from qskd.runs import building
 from qskd.runs.cache_key import data_key, needs_of, selection_key, teacher_key
+from qskd.runs.cache_pixels import thumbnails
 from qskd.runs.options import DataOptions, PairOptions
 from qskd.runs.training import plain_size
 
@@ -104,8 +105,13 @@ class RecordedTeacher:
         return CachedTeacher(self.cache, self.label_map, terms, own_size=self.size != size)
 
     def prepare(self, data: DetectionDataset) -> DetectionDataset:
-        """Replays the augmentations that the teacher saw; its pixels are not needed."""
+        """Replays the augmentations that the teacher saw; its pixels are not needed once they were compared.
+
+        Raises:
+            CheckpointError: images look otherwise than those that it saw.
+        """
         data.replay(self.cache.epochs, self.cache.content.key["seed"])
+        self.cache.content.check_pixels(self.cache.folder, thumbnails(data))
         data.teacher_transform = None
         return data
 
