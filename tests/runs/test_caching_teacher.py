@@ -205,6 +205,14 @@ def test_what_differs_is_named_with_both_values_and_what_to_do(kept, scenes, nam
     assert f"this run {value}; give {advice}" in str(caught.value)
 
 
+def test_a_teacher_of_another_precision_than_the_student_is_told_of(kept, scenes):
+    data = DataOptions(data=str(scenes))
+    pair = PairOptions(teacher_cache=str(kept.folder))
+    teacher = open_recorded(pair, building.open_splits(data), data, resolve("qskd"), None)
+    assert teacher.notes(is_half=False) == []
+    assert "answered in float32" in teacher.notes(is_half=True)[0]
+
+
 def test_weights_of_losses_may_differ(kept, scenes):
     data = DataOptions(data=str(scenes))
     settings = resolve("qskd", {"lapd.weight": 3.0, "agfd.norm": "area", "lapd.scope": "image"})

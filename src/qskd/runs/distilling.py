@@ -53,6 +53,7 @@ def distill(pair: PairOptions, data: DataOptions, method: MethodOptions, config:
     if cached is not None:
         teacher, model = cached, None  # what derived the student is not needed any more
         size = cached.student_size(data, pair, student)
+        notes = [*notes, *cached.notes(is_half=config.bf16 or config.fp16)]
     else:
         assert model is not None
         size, teacher_size = building.choose_sizes(data, pair, student, model)

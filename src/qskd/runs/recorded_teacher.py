@@ -91,6 +91,16 @@ class RecordedTeacher:
         self.cache.content.check(self.cache.folder, key, ())
         return size
 
+    def notes(self, *, is_half: bool) -> list[str]:
+        """What to tell a user whose run computes in half precision, or does not, where the teacher did otherwise."""
+        was_half = self.cache.content.made["bf16"]
+        if was_half == is_half:
+            return []
+        return [
+            f"the cached teacher answered in {'bfloat16' if was_half else 'float32'}, unlike one in memory beside this "
+            "student"
+        ]
+
     def fingerprint(self) -> str:
         """See ``GivenTeacher``."""
         return str(self.cache.content.key["teacher"])
