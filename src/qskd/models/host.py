@@ -19,6 +19,11 @@ def waits_for(tensor: Tensor) -> bool:
     return tensor.device.type != "cpu"
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device; the host goes on while it travels to a GPU."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def most_selected(weights: Tensor, most: int | None) -> int:
     """The most positive weights of any row: counted where that is free, else the bound ``most`` if there is one.
 
