@@ -39,10 +39,8 @@ def step_against_student_alone(quick: bool) -> float:
     distiller = Distiller(student, SetPredictionLoss.from_config(student.model.config), terms, weights).train()
     label_map = LabelMap.between(teacher.id2label, names)
     batch = _batch(images, side)
-    recorded = TeacherSide(teacher, label_map, settings.selection, terms).read(batch, capture_attention=True)
-    records = records_of(recorded, batch.content, set(Need), torch.float16)
     with tempfile.TemporaryDirectory() as folder:
-        cached = CachedTeacher(_cache(Path(folder), teacher, records), label_map, terms)
+        cached = recorded(TeacherSide(teacher, label_map, settings.selection, terms), batch, Path(folder))
 
         def distilled() -> None:
             teaching = cached.teach(batch)
@@ -53,6 +51,13 @@ def step_against_student_alone(quick: bool) -> float:
 
         whole, plain = interleaved([distilled, alone], 1 if quick else 3, time.process_time)
     return whole / plain
+
+
+def recorded(side: TeacherSide, batch: Batch, folder: Path) -> CachedTeacher:
+    """The teacher's answers to a batch of images without padding, in float16, read from a folder."""
+    read = side.read(batch, capture_attention=True)
+    records = records_of(read, batch.content, set(Need), torch.float16)
+    return CachedTeacher(_cache(folder, side.adapter, records), side.label_map, side.terms)
 
 
 def _model(names: list[str], layers: int, depths: list[int]) -> DetrAdapter:
@@ -76,7 +81,9 @@ def _batch(images: int, side: int) -> Batch:
 
 def _cache(folder: Path, teacher: DetrAdapter, records: list[Record]) -> TeacherCache:
     count = len(records)
-    content = CacheContent({}, {}, frozenset(Need), TeacherFacts.of(teacher), {}, {}, count, count, tuple(records[0]))
+    content = CacheContent(
+        {}, {}, frozenset(Need), TeacherFacts.of(teacher), {}, {}, count, count, tuple(records[0]), []
+    )
     content.save(folder)
     write_shard(folder, "epoch000-00000", dict(enumerate(records)))
     write_index(folder, content, 1)

@@ -8,6 +8,7 @@ pass and the student's step (target: at most 1.05). ``--device cpu --quick`` onl
 import argparse
 import json
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -60,25 +61,35 @@ def measure(
 
     models = step.pair(quick, str(device), images, side)
     channels_last(models.student)
-    runs = {
-        "teacher": step.teaching(models, models.engine, around),
-        "plain teacher": step.teaching(models, models.plain, around),
-        "training": step.training(models, around),
-        "distillation": step.distillation(models, models.engine, around),
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {
+            "teacher": step.teaching(models, models.engine, around),
+            "plain teacher": step.teaching(models, models.plain, around),
+            "training": step.training(models, around),
+            "distillation": step.distillation(models, models.engine, around),
+            "distillation from a cache": step.distillation(models, models.engine, around, Path(folder)),
+        }
+        step.pair.cache_clear()  # the next batch size has models of its own
+        return _numbers(runs, len(models.batch), device, repeats)
+
+
+def _numbers(
+    runs: dict[str, Callable[[], None]], count: int, device: torch.device, repeats: int
+) -> dict[str, float | int | None]:
+    """Of ``count`` images in each run."""
     taken, peaks = {}, {}
     for name, run in runs.items():
         _forget_peak(device)
         taken[name], peaks[name] = seconds(run, device, repeats), _peak_gib(device)
-    count = len(models.batch)
-    step.pair.cache_clear()  # the next batch size has models of its own
     found = {f"{name}, images/s": count / spent for name, spent in taken.items()}
     found["distillation / (teacher + training)"] = taken["distillation"] / (taken["teacher"] + taken["training"])
-    waits = [synchronisations(runs[name], device) for name in ("teacher", "training", "distillation")]
+    found["distillation from a cache / training"] = taken["distillation from a cache"] / taken["training"]
+    waits = [synchronisations(run, device) for name, run in runs.items() if name != "plain teacher"]
     if None not in waits:
-        teacher, training, both = (wait or 0 for wait in waits)
+        teacher, training, both, cached = (wait or 0 for wait in waits)
         found |= {"training, synchronisations": training, "distillation, synchronisations": both}
         found["synchronisations beyond teacher and training"] = both - teacher - training
+        found["synchronisations of a cache beyond training"] = cached - training
         found |= {f"{name}, peak memory, GiB": peak for name, peak in peaks.items()}
     return found
 

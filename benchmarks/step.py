@@ -11,8 +11,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import torch
+from cached_teacher import recorded
 from timing import interleaved
 from transformers import ConditionalDetrConfig, ResNetConfig
 
@@ -57,6 +59,7 @@ def pair(quick: bool, device: str = "cpu", images: int = 4, side: int = 384) -> 
         ),
         tuple(range(images)),
         ((side, side),) * images,
+        variations=tuple((0, position) for position in range(images)),
         padded=False,
     )
     engine = folded(teacher, batch)
@@ -94,15 +97,18 @@ def _from_disk(adapter: DetrAdapter, side: int) -> DetrAdapter:
         return load_model(folder)
 
 
-def distillation(pair: Pair, teacher: DetrAdapter, around: Surroundings = nullcontext) -> Callable[[], None]:
-    """One step of the default method, without optimiser."""
+def distillation(
+    pair: Pair, teacher: DetrAdapter, around: Surroundings = nullcontext, folder: Path | None = None
+) -> Callable[[], None]:
+    """One step of the default method, without optimiser; with a folder, the teacher is read from a cache in it."""
     settings = resolve("qskd")
     built = build_terms(settings, student=pair.student, teacher=teacher)
     terms = {name: term for name, (term, _) in built.items()}
     weights = {name: weight for name, (_, weight) in built.items()}
     criterion = SetPredictionLoss.from_config(pair.student.model.config)
     distiller = Distiller(pair.student, criterion, terms, weights).to(pair.batch.pixels.device)
-    side = TeacherSide(teacher, LabelMap.between(teacher.id2label, NAMES), settings.selection, terms)
+    live = TeacherSide(teacher, LabelMap.between(teacher.id2label, NAMES), settings.selection, terms)
+    side = live if folder is None else recorded(live, pair.batch, folder)
 
     def run() -> None:
         distiller.zero_grad()

@@ -97,6 +97,12 @@ def test_what_would_wait_is_noticed():
         assert waits.found
 
 
+def test_the_host_waits_for_every_device_but_its_own(monkeypatch):
+    monkeypatch.undo()
+    assert not host.waits_for(torch.zeros(1))
+    assert host.waits_for(torch.zeros(1, device="meta"))  # as good as any accelerator
+
+
 def test_constants_that_python_takes_for_equal_stay_apart():
     device = torch.device("cpu")
     for _ in range(2):

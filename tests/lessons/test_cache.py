@@ -3,6 +3,7 @@
 import errno
 import json
 import pathlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def records(*positions):
 @pytest.fixture
 def folder(tmp_path):
     """Three images in shards of two, one epoch."""
-    content = CacheContent({"seed": 1}, {}, frozenset(), FACTS, {}, {}, 3, 2, ("boxes",))
+    content = CacheContent({"seed": 1}, {}, frozenset(), FACTS, {}, {}, 3, 2, ("boxes",), (bytes([0, 9, 250]),))
     content.save(tmp_path)
     write_shard(tmp_path, "epoch000-00000", records(0, 1))
     assert write_index(tmp_path, content, 1) == 0
@@ -43,11 +44,39 @@ def test_records_come_back_as_they_were(folder):
 
 
 @pytest.mark.parametrize("name", ["cache.json", "index.json"])
-@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"version": 1}'])
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"version": 2}'])
 def test_a_damaged_description_is_named(folder, name, text):
     (folder / name).write_text(text)
     with pytest.raises(CheckpointError, match=rf"{name} is damaged.*qskd cache"):
         TeacherCache.open(folder)
+
+
+def test_a_cache_of_another_version_is_to_be_made_again(folder):
+    edit(folder / "cache.json", version=1)
+    with pytest.raises(CheckpointError, match=r"another version of qskd.*in another folder"):
+        TeacherCache.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "asked", "advice"),
+    [
+        ("image size", [64, 96], "give --image_size 64 without --max_image_size"),
+        ("image size", [96], "give --image_size 64"),
+        ("teacher image size", [96], "give --teacher_image_size 64 --teacher_max_image_size 128"),
+    ],
+)
+def test_sizes_that_differ_are_advised_upon_as_they_would_be_given(folder, key, asked, advice):
+    content = replace(CacheContent.load(folder), key={"image size": [64], "teacher image size": [64, 128]})
+    with pytest.raises(CheckpointError, match=rf"; {advice}\n"):
+        content.check(folder, {key: asked}, ())
+
+
+def test_images_that_look_otherwise_are_refused_and_other_rounding_is_not(folder):
+    content = CacheContent.load(folder)
+    content.check_pixels(folder, [bytes([1, 10, 248])])
+    for other in ([bytes([0, 9, 240])], [bytes([0, 9])], []):
+        with pytest.raises(CheckpointError, match="of images that look otherwise"):
+            content.check_pixels(folder, other)
 
 
 @pytest.mark.parametrize("changes", [{"epochs": 0}, {"epochs": 10**15}, {"shards": {}}, {"epochs": None}])
@@ -103,9 +132,9 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(folder, monkeypatch
 def test_a_shard_whose_process_was_killed_is_made_again(folder):
     (folder / "epoch000-00001.json").unlink()  # what is done first
     (folder / ".epoch000-00001.safetensors.tmp").write_bytes(b"half")
-    assert not is_whole(folder, "epoch000-00001")
+    assert not is_whole(folder, "epoch000-00001", [2], ["boxes"])
     write_shard(folder, "epoch000-00001", records(2))
-    assert is_whole(folder, "epoch000-00001")
+    assert is_whole(folder, "epoch000-00001", [2], ["boxes"])
     assert not list(folder.glob(".epoch*"))
 
 
@@ -113,4 +142,10 @@ def test_one_pass_at_a_time_claims_a_folder(tmp_path):
     with claimed(tmp_path), pytest.raises(ConfigError, match="Another `qskd cache` is writing"), claimed(tmp_path):
         pass
     with claimed(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / ".lock").mkdir()  # refused to everybody, whoever runs the tests
+    with pytest.raises(ConfigError, match=r"cannot be written to \(Is a directory\)"), claimed(tmp_path):
         pass

@@ -161,6 +161,16 @@ def test_a_teacher_of_another_image_size_is_met_where_its_images_lie():
     assert losses(distiller, batch, kept) == pytest.approx(losses(distiller, batch, live), rel=1e-5)
 
 
+@pytest.mark.parametrize("family", ["conditional_detr", "deformable_detr", "rt_detr"])
+def test_nothing_is_read_back_from_the_device_that_a_lesson_is_sent_to(family):
+    side, distiller, _ = pair_of(family, "qskd")
+    batch = seen(random_batch([size_for(family)] * 2, (2, 1), padded=False))
+    teacher = cached(side, batch)
+    teaching = teacher.teach(batch.to("meta"))  # whoever asks a tensor there for a number gets an error
+    distiller.totals([batch], [teaching])
+    assert teaching.lesson.view.logits.device.type == teaching.prepared["agfd"].amount.device.type == "meta"
+
+
 def test_lessons_do_not_depend_on_what_else_is_in_the_batch():
     side, _, _ = pair_of("conditional_detr", "predictions")
     batch = seen(random_batch(((64, 96), (64, 96), (64, 96)), (3, 0, 2)))

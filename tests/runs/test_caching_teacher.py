@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,12 +14,15 @@ import qskd
 from builders_runs import edited, entries_of, tiny_run
 from builders_trainer import dataset
 from qskd.cli import main
+from qskd.data import transforms
 from qskd.data.batch import collate
 from qskd.errors import CheckpointError, ConfigError, Interrupted
 from qskd.lessons import cache as lessons
 from qskd.lessons.shards import sealed, write_shard
 from qskd.losses.presets import resolve
-from qskd.runs import building, caching_teacher
+from qskd.models.loading import load_model, weights_fingerprint
+from qskd.runs import building, caching_pass, given_teacher
+from qskd.runs.cache_key import images_key
 from qskd.runs.options import DataOptions, PairOptions
 from qskd.runs.recorded_teacher import open_recorded
 
@@ -33,14 +38,14 @@ def run_options(folder, scenes, models, **changes):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(caching_teacher, "_SHARD_IMAGES", 6)
+    monkeypatch.setattr(caching_pass, "_SHARD_IMAGES", 6)
 
 
 @pytest.fixture(scope="module")
 def kept(scenes, tiny_folders, tmp_path_factory):
     """Two epochs of 16 images in shards of 6, 6 and 4."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(caching_teacher, "_SHARD_IMAGES", 6)
+        patch.setattr(caching_pass, "_SHARD_IMAGES", 6)
         folder = tmp_path_factory.mktemp("kept") / "lessons"
         return qskd.cache_teacher(**cache_options(folder, scenes, tiny_folders, epochs=2))
 
@@ -61,7 +66,7 @@ def written(monkeypatch):
         names.append(name)
         return write_shard(folder, name, records)
 
-    monkeypatch.setattr(caching_teacher, "write_shard", noted)
+    monkeypatch.setattr(caching_pass, "write_shard", noted)
     return names
 
 
@@ -82,6 +87,24 @@ def test_a_run_learns_the_same_as_from_the_teacher_in_memory(kept, scenes, tiny_
     assert (found.folder / "eval" / "teacher_detections.npz").is_file()
     report = qskd.compare([expected.folder, found.folder], output_dir=tmp_path / "report")
     assert report is not None
+
+
+def test_the_engine_answers_and_the_plain_model_is_measured(scenes, tiny_folders, tmp_path, monkeypatch):
+    kinds = []
+    for name, of in (("evaluate_keeping", given_teacher.evaluate_keeping), ("TeacherSide", given_teacher.TeacherSide)):
+
+        def noted(adapter, *more, of=of, **named):
+            kinds.append({type(module).__name__ for module in adapter.model.modules()})
+            return of(adapter, *more, **named)
+
+        monkeypatch.setattr(given_teacher, name, noted)
+    qskd.cache_teacher(**cache_options(tmp_path / "lessons", scenes, tiny_folders))
+    assert len(kinds) == 2
+    assert not any("BatchNorm2d" in kind for found in kinds for kind in found)
+    plain = load_model(tiny_folders["rt_detr_teacher"]).model
+    content = lessons.TeacherCache.open(tmp_path / "lessons").content
+    assert content.measured["cost"]["parameters"] == sum(one.numel() for one in plain.parameters())
+    assert content.key["teacher"] == weights_fingerprint(plain)
 
 
 def test_a_run_longer_than_the_cache_replays_it(scenes):
@@ -113,7 +136,7 @@ def test_a_pass_that_was_killed_goes_on_at_the_first_missing_shard(
             raise KeyboardInterrupt
         return write_shard(folder, name, records)
 
-    monkeypatch.setattr(caching_teacher, "write_shard", killed)
+    monkeypatch.setattr(caching_pass, "write_shard", killed)
     with pytest.raises(Interrupted, match="the same command goes on from there"):
         qskd.cache_teacher(**options)
     with pytest.raises(CheckpointError, match="not finished"):
@@ -182,6 +205,14 @@ def test_what_differs_is_named_with_both_values_and_what_to_do(kept, scenes, nam
     assert f"this run {value}; give {advice}" in str(caught.value)
 
 
+def test_a_teacher_of_another_precision_than_the_student_is_told_of(kept, scenes):
+    data = DataOptions(data=str(scenes))
+    pair = PairOptions(teacher_cache=str(kept.folder))
+    teacher = open_recorded(pair, building.open_splits(data), data, resolve("qskd"), None)
+    assert teacher.notes(is_half=False) == []
+    assert "answered in float32" in teacher.notes(is_half=True)[0]
+
+
 def test_weights_of_losses_may_differ(kept, scenes):
     data = DataOptions(data=str(scenes))
     settings = resolve("qskd", {"lapd.weight": 3.0, "agfd.norm": "area", "lapd.scope": "image"})
@@ -202,6 +233,29 @@ def test_other_data_another_teacher_or_size_are_refused(kept, scenes, tiny_folde
         qskd.distill(**run_options(tmp_path / "c", scenes, tiny_folders, teacher_cache=kept.folder, image_size=96))
 
 
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"teacher_max_image_size": 96}, ConfigError, "give the shortest with --teacher_image_size"),
+        ({"teacher_box_frame": "canvas"}, CheckpointError, "the cache has content.*give --teacher_box_frame content"),
+        (
+            {"teacher_image_size": 96},
+            CheckpointError,
+            r"teacher image size: the cache has \[64\], this run \[96\]; give --teacher_image_size 64",
+        ),
+    ],
+)
+def test_options_of_an_absent_teacher_are_looked_at(kept, scenes, tiny_folders, tmp_path, given, error, message):
+    with pytest.raises(error, match=message):
+        qskd.distill(**run_options(tmp_path / "run", scenes, tiny_folders, teacher_cache=kept.folder, **given))
+
+
+def test_a_run_without_validation_data_may_learn_from_any_cache(kept, scenes):
+    data = DataOptions(data=str(scenes))
+    splits = replace(building.open_splits(data), val=None)
+    open_recorded(PairOptions(teacher_cache=str(kept.folder)), splits, data, resolve("qskd"), None)
+
+
 def test_image_files_that_have_changed_are_refused(kept, scenes, tmp_path):
     other = Path(shutil.copytree(scenes, tmp_path / "data"))
     data = DataOptions(data=str(other))
@@ -212,6 +266,24 @@ def test_image_files_that_have_changed_are_refused(kept, scenes, tmp_path):
     path.write_bytes(path.read_bytes() + b"more")
     with pytest.raises(CheckpointError, match=r"training images: the cache has .*their files have changed"):
         open_recorded(pair, splits, data, settings, None)
+
+
+def test_augmentation_that_draws_other_colours_is_refused(copy, scenes, tiny_folders, tmp_path, monkeypatch):
+    drawn = transforms.colour_matrix
+    monkeypatch.setattr(transforms, "colour_matrix", lambda augment, rng: 0.8 * drawn(augment, rng))
+    with pytest.raises(CheckpointError, match="of images that look otherwise"):
+        qskd.distill(**run_options(tmp_path / "run", scenes, tiny_folders, teacher_cache=copy))
+    with pytest.raises(CheckpointError, match="of images that look otherwise"):
+        qskd.cache_teacher(**cache_options(copy, scenes, tiny_folders, epochs=3))
+
+
+def test_images_that_are_no_files_are_known_by_their_bytes():
+    def key(*blobs):
+        records = [SimpleNamespace(blob=lambda content=content: content) for content in blobs]
+        images = type("Images", (list,), {"sizes": np.full((len(blobs), 2), 64)})(records)
+        return images_key(SimpleNamespace(images=images))
+
+    assert key(b"one", b"two") == key(b"ONE", b"TWO") != key(b"one", b"three")
 
 
 @pytest.mark.slow
@@ -230,15 +302,76 @@ def test_a_run_goes_on_with_its_cache_and_not_without(kept, scenes, tiny_folders
     assert losses(again.folder)[-4:] == losses(whole.folder)[-4:]
 
 
+def test_a_run_reads_no_more_than_its_method_needs(kept, scenes, tiny_folders, tmp_path):
+    given = {"teacher_cache": kept.folder, "method": "predictions", "max_steps": 1}
+    data, pair = DataOptions(data=str(scenes)), PairOptions(teacher_cache=str(kept.folder))
+    splits = building.open_splits(data)
+    fields = {
+        method: open_recorded(pair, splits, data, resolve(method), None).cache.lessons.fields
+        for method in ("predictions", "unmasked_features", "qskd")
+    }
+    assert fields["predictions"] == ("content", "objects", "query", "role", "owner", "giou", "boxes", "logits", "match")
+    maps = tuple(f"memory.{level}" for level in range(3))
+    assert fields["unmasked_features"] == fields["predictions"] + maps
+    assert fields["qskd"] == fields["predictions"] + (*maps, "mass", "peak")
+    assert losses(qskd.distill(**run_options(tmp_path / "run", scenes, tiny_folders, **given)).folder)
+
+
 def test_a_cache_without_features_serves_no_method_that_needs_them(scenes, tiny_folders, tmp_path):
     folder = tmp_path / "lessons"
     qskd.cache_teacher(**cache_options(folder, scenes, tiny_folders, method="predictions"))
     assert not any(name.startswith("memory") for name in lessons.TeacherCache.open(folder).content.fields)
     with pytest.raises(CheckpointError, match="holds no cross-attention and no encoder memory"):
         qskd.distill(**run_options(tmp_path / "run", scenes, tiny_folders, teacher_cache=folder))
-    qskd.distill(
-        **run_options(tmp_path / "run", scenes, tiny_folders, teacher_cache=folder, method="predictions", max_steps=1)
-    )
+
+
+def test_a_cache_that_holds_more_than_a_method_needs_is_added_to_with_all_that_it_holds(
+    copy, scenes, tiny_folders, small_shards
+):
+    qskd.cache_teacher(**cache_options(copy, scenes, tiny_folders, epochs=3, method="predictions"))
+    cache = lessons.TeacherCache.open(copy)
+    assert sorted(cache.lessons.read(2, 7)) == sorted(cache.lessons.read(0, 7))
+    assert "memory.0" in cache.content.fields
+
+
+def test_a_shard_that_lacks_fields_is_made_again(copy, scenes, tiny_folders, monkeypatch):
+    whole = lessons.TeacherCache.open(copy).lessons
+    fields = [field for field in whole.fields if field != "mass"]
+    poor = {position: {field: whole.read(1, position)[field] for field in fields} for position in range(6, 12)}
+    write_shard(copy, "epoch001-00001", poor)
+    names = written(monkeypatch)
+    qskd.cache_teacher(**cache_options(copy, scenes, tiny_folders, epochs=2))
+    assert names == ["epoch001-00001"]
+
+
+def test_the_first_process_waits_for_what_the_others_look_at(copy, scenes, tiny_folders, monkeypatch):
+    options = cache_options(copy, scenes, tiny_folders, epochs=2)
+    path = copy / "epoch001-00000.safetensors"  # the second one's
+    path.write_bytes(path.read_bytes()[:-5])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    meetings = []
+
+    def meet():
+        meetings.append(1)
+        if len(meetings) == 2:
+            monkeypatch.setenv("RANK", "1")
+            qskd.cache_teacher(**options)  # what another process does until it is there, too
+
+    monkeypatch.setattr(caching_pass.processes, "meet", meet)
+    monkeypatch.setenv("RANK", "0")
+    qskd.cache_teacher(**options)
+    assert len(meetings) == 4
+    assert lessons.TeacherCache.open(copy).lessons.read(1, 2)["content"].tolist() == [64, 64]
+
+
+def test_a_process_whose_folder_is_another_one_says_so(scenes, tiny_folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(caching_pass, "_LOOKS", 1)
+    monkeypatch.setattr(caching_pass, "_WAIT", 0.0)
+    monkeypatch.setattr(caching_pass.processes, "meet", lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(ConfigError, match="a folder that all machines share"):
+        qskd.cache_teacher(**cache_options(tmp_path / "lessons", scenes, tiny_folders))
 
 
 def test_a_folder_of_something_else_is_not_written_to(copy, scenes, tiny_folders, tmp_path):
@@ -253,7 +386,7 @@ def test_a_folder_of_something_else_is_not_written_to(copy, scenes, tiny_folders
 
 
 def test_too_little_room_is_refused_before_the_pass(scenes, tiny_folders, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(caching_teacher.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(caching_pass.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(ConfigError, match=r"needs .* more in .*, where 1 KiB are free"):
         qskd.cache_teacher(**cache_options(tmp_path / "lessons", scenes, tiny_folders))
     assert "an image in float32" in capsys.readouterr().out
@@ -263,7 +396,7 @@ def test_too_little_room_is_refused_before_the_pass(scenes, tiny_folders, tmp_pa
 def test_the_estimate_is_near_what_is_written(kept):
     cache = lessons.TeacherCache.open(kept.folder)
     records = [cache.lessons.read(0, position) for position in range(16)]
-    exact = 2 * sum(caching_teacher.bytes_of(record) for record in records)
+    exact = 2 * sum(caching_pass.bytes_of(record) for record in records)
     assert exact < kept.bytes < 1.2 * exact
 
 

@@ -1,7 +1,9 @@
 """`distill` from options to a finished folder, its checks, and students of every kind."""
 
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import qskd
 from builders_runs import NAMES, edited, entries_of, tiny_run, without_objects
 from qskd.errors import CheckpointError, ConfigError, DataError, LabelMapError, PreflightError, UnsupportedFamily
 from qskd.evaluation.kept import KeptDetections
-from qskd.models.loading import load_model, weights_fingerprint
+from qskd.models.loading import as_teacher, load_model, weights_fingerprint
 from qskd.runs import evaluating
 from qskd.runs.distilling import make_student
 from qskd.runs.options import PairOptions
@@ -79,6 +81,24 @@ def test_the_teacher_is_asked_once_and_its_detections_are_kept(scenes, tmp_path,
     kept = KeptDetections.load(tmp_path / "run" / "eval" / "teacher_detections.npz")
     assert len(kept.state.image_ids) == 6
     assert int(kept.state.counts.sum()) == run.summary["teacher"]["metrics"]["num_detections"]
+
+
+def test_the_model_that_the_engine_is_a_copy_of_is_let_go_of_before_training(scenes, tmp_path, monkeypatch):
+    models = []
+
+    def opened(adapter):
+        models.append(weakref.ref(adapter.model))
+        return as_teacher(adapter)
+
+    def run(job, *arguments, **named):
+        gc.collect()
+        assert [model() for model in models] == [None]
+        assert named["extra"]["teacher"]["cost"]["parameters"] > 0
+        return "trained"
+
+    monkeypatch.setattr("qskd.runs.distilling.as_teacher", opened)
+    monkeypatch.setattr("qskd.runs.distilling.Distillation.run", run)
+    assert qskd.distill(**options(tmp_path / "run", scenes, preflight=False)) == "trained"
 
 
 def test_the_label_map_says_which_class_is_which(checked):

@@ -26,6 +26,7 @@ class Targets:
     boxes: Tensor  # [B, N, 4] cxcywh, fractions of the image content; 0 where padded
     is_object: Tensor  # [B, N] bool, False where padded
     counts: tuple[int, ...]  # objects of each image
+    host_boxes: Tensor | None = None  # boxes on the CPU, where the batch came from there to another device
 
     @classmethod
     def from_lists(cls, labels: Sequence[Tensor], boxes: Sequence[Tensor]) -> "Targets":
@@ -54,7 +55,12 @@ class Targets:
             self.boxes.to(device, non_blocking=non_blocking),
             self.is_object.to(device, non_blocking=non_blocking),
             self.counts,
+            self.on_host(),
         )
+
+    def on_host(self) -> Tensor | None:
+        """The boxes where they can be read without waiting for a device; None if nowhere."""
+        return self.boxes if self.boxes.device.type == "cpu" else self.host_boxes
 
     def as_huggingface(self) -> list[dict[str, Tensor]]:
         """The form that transformers' detection models take: ``class_labels`` and ``boxes`` per image."""

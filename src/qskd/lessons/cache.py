@@ -5,7 +5,7 @@ are there, ``teacher_detections.npz`` is what the teacher found on the validatio
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,22 +13,22 @@ from typing import Any, Self
 from qskd.errors import CheckpointError
 from qskd.files import write_whole
 from qskd.lessons.facts import TeacherFacts
+from qskd.lessons.record import fields_read
 from qskd.lessons.shards import Seal, ShardReader, seal_of, shard_name, writing
 from qskd.models.adapter import Need
 
 CONTENT, INDEX, DETECTIONS = "cache.json", "index.json", "teacher_detections.npz"
-_VERSION = 1
+_VERSION = 2
+_OTHER_PIXELS = 3  # of 255, in a thumbnail: more than decoders and resizing differ by
 _DIGITS = 12  # of a fingerprint, in messages
 
 _ADVICE = {  # what to do where a run differs; {} is what the cache has
     "teacher": "leave out --teacher, or give the one it was made with",
-    "teacher's reading": "leave out --teacher, or give it with the configuration and --teacher_box_frame of then",
+    "teacher's reading": "leave out --teacher, or give it with the configuration of then",
     "training data": "give the data it was made from",
     "training images": "their files have changed since",
     "validation data": "give the data it was made from",
     "classes": "give the data it was made from",
-    "image size": "give --image_size {}",
-    "teacher image size": "give --teacher_image_size {}",
 }
 
 
@@ -45,6 +45,7 @@ class CacheContent:
     images: int
     images_per_shard: int
     fields: tuple[str, ...]  # of every record
+    thumbnails: tuple[bytes, ...]  # of a few images as the teacher saw them
 
     def save(self, folder: Path) -> None:
         """Write it in one move."""
@@ -53,6 +54,7 @@ class CacheContent:
             "version": _VERSION,
             "needs": sorted(need.value for need in self.needs),
             "teacher": self.teacher.as_dict(),
+            "thumbnails": [one.hex() for one in self.thumbnails],
         }
         write_json(folder / CONTENT, content)
 
@@ -70,9 +72,12 @@ class CacheContent:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("version") != _VERSION:
-                raise CheckpointError(f"{folder} was made by another version of qskd. Make it again with `qskd cache`.")
+                raise CheckpointError(
+                    f"{folder} was made by another version of qskd. Make it again with `qskd cache`, in another folder."
+                )
             content["needs"] = frozenset(Need(value) for value in content["needs"])
             content["teacher"] = TeacherFacts.from_dict(content["teacher"])
+            content["thumbnails"] = tuple(bytes.fromhex(one) for one in content["thumbnails"])
             found = cls(**content | {"fields": tuple(content["fields"])})
             if min(found.images, found.images_per_shard) < 1:
                 raise ValueError(f"{found.images} images in shards of {found.images_per_shard}")
@@ -94,7 +99,7 @@ class CacheContent:
             CheckpointError: naming all that differs, with both values and what to do.
         """
         lines = [
-            f"{name}: the cache has {_short(self.key.get(name))}, this run {_short(value)}; {self._advice(name)}"
+            f"{name}: the cache has {_short(self.key.get(name))}, this run {_short(value)}; {self._advice(name, value)}"
             for name, value in key.items()
             if self.key.get(name) != value
         ]
@@ -107,13 +112,43 @@ class CacheContent:
                 + "\nOr make another cache with this run's options: `qskd cache --output_dir ANOTHER`."
             )
 
-    def _advice(self, name: str) -> str:
+    def check_pixels(self, folder: Path, thumbnails: Sequence[bytes]) -> None:
+        """Refuse images that look otherwise than those that the teacher saw, though all else about them is the same.
+
+        Args:
+            folder: for the message.
+            thumbnails: as the cache's, of the run's images.
+
+        Raises:
+            CheckpointError: one of them is another one.
+        """
+        if len(thumbnails) == len(self.thumbnails) and not any(map(_differ, thumbnails, self.thumbnails)):
+            return
+        raise CheckpointError(
+            f"The teacher cache in {folder} was made of images that look otherwise than this run's. Image files or the "
+            "version of qskd, which draws augmentations, have changed since: make it again with `qskd cache`, in "
+            "another folder."
+        )
+
+    def _advice(self, name: str, asked: Any) -> str:
+        """What to do where a run asks for something else under this name."""
         value = self.key.get(name)
-        if "size" in name and isinstance(value, list) and len(value) == 2:
-            prefix = "teacher_" if "teacher" in name else ""
-            return f"give --{prefix}image_size {value[0]} --{prefix}max_image_size {value[1]}"
+        if "size" in name and isinstance(value, list) and isinstance(asked, list):
+            return _advice_on_size("teacher_" if "teacher" in name else "", value, is_padded=len(asked) == 2)
         shown = value[0] if isinstance(value, list) and value else str(value).lower()
-        return _ADVICE.get(name, f"give --{name.replace('.', '_')} {{}}").format(shown)
+        return _ADVICE.get(name, f"give --{name.replace('.', '_').replace(' ', '_')} {{}}").format(shown)
+
+
+def _advice_on_size(prefix: str, edges: list[Any], *, is_padded: bool) -> str:
+    """How to ask for these edges; ``is_padded`` where a run gave the longest edge."""
+    given = f"give --{prefix}image_size {edges[0]}"
+    if len(edges) == 2:
+        return f"{given} --{prefix}max_image_size {edges[1]}"
+    return f"{given} without --{prefix}max_image_size" if is_padded else given
+
+
+def _differ(one: bytes, other: bytes) -> bool:
+    return len(one) != len(other) or any(abs(a - b) > _OTHER_PIXELS for a, b in zip(one, other, strict=True))
 
 
 def _short(value: Any) -> str:
@@ -132,8 +167,12 @@ class TeacherCache:
     lessons: ShardReader
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
+    def open(cls, folder: Path, needs: Collection[Need] = tuple(Need)) -> Self:
         """Open what `qskd cache` has made.
+
+        Args:
+            folder: of the cache.
+            needs: of the terms that learn from it; what was kept beyond that is not read.
 
         Raises:
             CheckpointError: it is none, not finished, or a shard is missing or cut off.
@@ -155,7 +194,8 @@ class TeacherCache:
             seals = {name: Seal(int(listed[name]["bytes"]), str(listed[name]["sha256"])) for name in names}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{path} is damaged ({error}). Run the `qskd cache` command again.") from error
-        return cls(folder, content, epochs, ShardReader(folder, seals, content.fields, content.images_per_shard))
+        fields = fields_read(content.fields, needs)
+        return cls(folder, content, epochs, ShardReader(folder, seals, fields, content.images_per_shard))
 
     @property
     def size(self) -> int:

@@ -12,7 +12,7 @@ from qskd.labels import LabelMap
 from qskd.lessons.cache import TeacherCache
 from qskd.lessons.record import Record, RecordedMass, assembled
 from qskd.losses.term import Lesson, Term
-from qskd.models.adapter import Need
+from qskd.models.host import constant, sent
 from qskd.models.relabel import known_targets
 from qskd.models.view import DetrView
 from qskd.selection.groups import QueryGroups
@@ -39,7 +39,6 @@ class CachedTeacher:
         self.label_map = label_map
         self.terms = terms
         self.own_size = own_size
-        self._strides = cache.content.teacher.strides if Need.MEMORY in cache.content.needs else ()
 
     def to(self, device: torch.device) -> None:
         """Nothing to do: a lesson goes where its batch is."""
@@ -60,21 +59,25 @@ class CachedTeacher:
             CheckpointError: a shard is damaged, or was made of other images.
         """
         records = [self.cache.lessons.read(epoch, position) for epoch, position in batch.variations]
-        view, groups, content = assembled(records, self._strides, self.cache.content.teacher.num_queries)
-        known = torch.tensor(self.label_map.known)
-        targets, columns = known_targets(batch.targets, known.to(batch.pixels.device), all(self.label_map.known))
-        self._check_objects(records, targets, batch)
+        facts = self.cache.content.teacher
+        strides = facts.strides if "memory.0" in records[0] else ()
+        view, groups, content = assembled(records, strides, facts.num_queries)
         device = batch.pixels.device
+        known = constant(self.label_map.known, device, torch.bool)
+        targets, columns = known_targets(batch.targets, known, all(self.label_map.known))
+        self._check_objects(records, targets, batch)
         others = None if columns is None else batch.targets.is_object.sum(1) - targets.is_object.sum(1)
-        size = content.to(device) if self.own_size else None
-        lesson = Lesson(_on(view, device), _groups_on(groups, device), targets, known.to(device), others, size)
+        size = sent(content, device) if self.own_size else None
+        lesson = Lesson(_on(view, device), _groups_on(groups, device), targets, known, others, size)
         prepared = {name: term.prepare(lesson) for name, term in self.terms.items()}
         lesson = replace(lesson, view=lesson.view.without_attention())
         return Teaching(lesson, columns, prepared, batch.content if self.own_size else None)
 
     def _check_objects(self, records: Sequence[Record], targets: Targets, batch: Batch) -> None:
         """Where the objects lie tells files, annotations and augmentations apart that nothing else does."""
-        boxes = targets.boxes.cpu()
+        boxes = targets.on_host()
+        if boxes is None:
+            boxes = targets.boxes.cpu()
         for at, (record, count) in enumerate(zip(records, targets.counts, strict=True)):
             objects = record["objects"]
             if len(objects) != count:
@@ -101,17 +104,23 @@ def no_unlabeled() -> ConfigError:
 
 
 def _groups_on(groups: QueryGroups, device: torch.device) -> QueryGroups:
-    return QueryGroups(groups.role.to(device), groups.owner.to(device), groups.giou.to(device), groups.match.to(device))
+    return replace(
+        groups,
+        role=sent(groups.role, device),
+        owner=sent(groups.owner, device),
+        giou=sent(groups.giou, device),
+        match=sent(groups.match, device),
+    )
 
 
 def _on(view: DetrView, device: torch.device) -> DetrView:
     attention = view.attention
     return replace(
         view,
-        logits=view.logits.to(device),
-        no_object=None if view.no_object is None else view.no_object.to(device),
-        boxes=view.boxes.to(device),
-        memory=tuple(level.to(device) for level in view.memory),
-        is_padding=tuple(mask.to(device) for mask in view.is_padding),
+        logits=sent(view.logits, device),
+        no_object=None if view.no_object is None else sent(view.no_object, device),
+        boxes=sent(view.boxes, device),
+        memory=tuple(sent(level, device) for level in view.memory),
+        is_padding=tuple(sent(mask, device) for mask in view.is_padding),
         attention=attention.to(device) if isinstance(attention, RecordedMass) else None,
     )

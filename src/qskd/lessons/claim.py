@@ -15,16 +15,26 @@ def claimed(folder: Path) -> Iterator[None]:
     """A pass within. The claim ends with the process, however that ends; it is none where files cannot be locked.
 
     Raises:
-        ConfigError: another pass is writing to the folder, or it holds a link where qskd would write through it.
+        ConfigError: another pass is writing to the folder, nobody can, or it holds a link where qskd would write through it.
     """
     if (folder / LOCK).is_symlink():
         raise ConfigError(f"{folder / LOCK} is a link; qskd writes no file through one. Remove it.")
-    with (folder / LOCK).open("w", encoding="utf-8") as file:
+    with _opened(folder / LOCK) as file:
         if not _locked(file):
             raise ConfigError(
                 f"Another `qskd cache` is writing to {folder}. Wait for it, or give another --output_dir."
             )
         yield
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        return path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{path.parent} cannot be written to ({error.strerror}). Give another --output_dir, or change who may "
+            "write there."
+        ) from error
 
 
 def _locked(file: IO[str]) -> bool:

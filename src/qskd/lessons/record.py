@@ -12,7 +12,7 @@ greatest of its layer and level, which is in ``peak`` [L, levels].
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from qskd.distiller import Teaching
 from qskd.losses.attention_guided_feature import query_weights
 from qskd.losses.local_alignment_prediction import listed
+from qskd.models import host
 from qskd.models.adapter import Need
 from qskd.models.view import DetrView
 from qskd.selection.groups import QueryGroups, Role
@@ -64,6 +65,16 @@ def records_of(read: Teaching, content: Tensor, needs: Collection[Need], dtype: 
 def bytes_of(record: Record) -> int:
     """What a record takes on the disk, but for the names."""
     return sum(tensor.numel() * tensor.element_size() for tensor in record.values())
+
+
+def fields_read(fields: Iterable[str], needs: Collection[Need]) -> tuple[str, ...]:
+    """Of a record's fields those that are read for terms with these needs; attention is put on the memory's grids."""
+    has_memory, has_attention = Need.MEMORY in needs or Need.ATTENTION in needs, Need.ATTENTION in needs
+    return tuple(
+        field
+        for field in fields
+        if (has_memory or not field.startswith("memory.")) and (has_attention or field not in ("mass", "peak"))
+    )
 
 
 def _queries(view: DetrView, groups: QueryGroups, is_selected: Tensor, most: int, dtype: torch.dtype) -> Record:
@@ -109,13 +120,13 @@ class RecordedMass:
 
     def __call__(self, weights: Tensor, most: int | None = None) -> Tensor:
         """[L, B, S]."""
-        if not weights.is_cuda:  # which would make the host wait
+        if not host.waits_for(weights):
             assert torch.equal(weights, self.weights), "a term asks for attention of other weights than a cache keeps"
         return self.mass
 
     def to(self, device: torch.device) -> Self:
-        """The same on a device."""
-        return type(self)(self.mass.to(device), self.weights.to(device))
+        """The same answer on a device; the weights stay, since nobody compares them there."""
+        return type(self)(host.sent(self.mass, device), self.weights)
 
 
 def assembled(
@@ -136,6 +147,7 @@ def assembled(
         owner=_placed(records, "owner", num_queries, -1).long(),
         giou=_placed(records, "giou", num_queries, -1),
         match=_matched(records),
+        most=max(record["query"].shape[1] for record in records),
     )
     memory, is_padding = _memory(records, len(strides))
     view = DetrView(

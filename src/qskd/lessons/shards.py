@@ -8,9 +8,10 @@ import hashlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,16 @@ def seal_of(folder: Path, name: str) -> Seal | None:
         return None
 
 
-def is_whole(folder: Path, name: str) -> bool:
-    """Whether a shard is there, byte for byte as it was written; reads all of it."""
+def is_whole(folder: Path, name: str, positions: Iterable[int], fields: Iterable[str]) -> bool:
+    """Whether a shard is there, byte for byte as it was written, with these fields of these positions; reads all."""
     seal, path = seal_of(folder, name), folder / f"{name}.safetensors"
-    return seal is not None and path.is_file() and path.stat().st_size == seal.bytes and sealed(path) == seal
+    if seal is None or not path.is_file() or path.stat().st_size != seal.bytes or sealed(path) != seal:
+        return False
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return set(file.keys()) == {f"{position}/{field}" for position, field in product(positions, tuple(fields))}
+    except SafetensorError:
+        return False
 
 
 class ShardReader:
@@ -105,7 +112,7 @@ class ShardReader:
     Args:
         folder: of the shards.
         seals: of every shard, by its name.
-        fields: what each record holds.
+        fields: what is read of each record.
         images_per_shard: positions in a shard.
 
     Raises:

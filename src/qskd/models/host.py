@@ -1,6 +1,6 @@
-"""What the host can know without waiting for a GPU.
+"""What the host can know without waiting for an accelerator.
 
-Reading a number from a GPU, or copying a fresh Python list to it, makes the host wait until all work so far is done.
+Reading a number from one, or copying a fresh Python list to it, makes the host wait until all work so far is done.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,12 @@ Numbers = float | bool | tuple["Numbers", ...]
 
 def waits_for(tensor: Tensor) -> bool:
     """Whether the host would have to wait for the values of ``tensor``."""
-    return tensor.is_cuda
+    return tensor.device.type != "cpu"
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device; the host goes on while it travels to a GPU."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def most_selected(weights: Tensor, most: int | None) -> int:

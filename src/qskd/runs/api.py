@@ -9,7 +9,7 @@ from typing import Any
 
 from qskd.errors import ConfigError
 from qskd.runs import caching_teacher, distilling, evaluating, inspecting, predicting, training
-from qskd.runs.caching_teacher import Cached
+from qskd.runs.caching_pass import Cached
 from qskd.runs.inspecting import Inspected, InspectOptions
 from qskd.runs.options import CacheOptions, DataOptions, MethodOptions, ModelOptions, PairOptions, SourceOptions
 from qskd.runs.predicting import Predicted, PredictOptions

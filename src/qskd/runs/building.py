@@ -112,7 +112,7 @@ def choose_size(options: SourceOptions, adapters: Sequence[DetrAdapter], sources
     Raises:
         ConfigError: a size that one of the models cannot take.
     """
-    size = _asked_size(options.image_size, options.max_image_size, adapters, "--")
+    size = asked_size(options.image_size, options.max_image_size, adapters, "--")
     if size is None:
         usual = ImageSize(square=_nearest(640, _step(adapters)))
         known = [image_size_of(source) for source in sources if source and not source.endswith(".json")]
@@ -133,7 +133,7 @@ def choose_sizes(
     """
     prefix = "--teacher_"
     sources = [pair.student, pair.teacher]
-    own = _asked_size(pair.teacher_image_size, pair.teacher_max_image_size, [teacher], prefix)
+    own = asked_size(pair.teacher_image_size, pair.teacher_max_image_size, [teacher], prefix)
     if own is None:
         size = choose_size(data, [student, teacher], sources)
         return size, size
@@ -141,10 +141,12 @@ def choose_sizes(
     return choose_size(data, [student], sources), own
 
 
-def _asked_size(
-    edge: int | None, longest: int | None, adapters: Sequence[DetrAdapter], prefix: str
-) -> ImageSize | None:
-    """The size that was asked for, if any; ``prefix`` begins the names of its options."""
+def asked_size(edge: int | None, longest: int | None, adapters: Sequence[DetrAdapter], prefix: str) -> ImageSize | None:
+    """The size that was asked for, if any; ``prefix`` begins the names of its options.
+
+    Raises:
+        ConfigError: the longest edge alone, or one for a model that takes squares only.
+    """
     if longest is None:
         return None if edge is None else ImageSize(square=edge)
     if edge is None:

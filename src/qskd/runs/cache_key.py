@@ -26,26 +26,29 @@ def needs_of(settings: MethodSettings) -> frozenset[Need]:
 def teacher_key(teacher: DetrAdapter) -> dict[str, Any]:
     """What a lesson depends on of the teacher: weights, and how they are read."""
     norm = teacher.pixel_norm
-    reading = [configuration_fingerprint(teacher.model)[:12], teacher.box_frame, [*norm.mean], [*norm.std]]
-    return {"teacher": weights_fingerprint(teacher.model), "teacher's reading": reading}
+    return {
+        "teacher": weights_fingerprint(teacher.model),
+        "teacher's reading": [configuration_fingerprint(teacher.model)[:12], [*norm.mean], [*norm.std]],
+        "teacher box frame": teacher.box_frame,
+    }
 
 
 def data_key(splits: building.Splits, data: DataOptions) -> dict[str, Any]:
-    """What it depends on of the data and of its augmentation."""
-    return {
+    """What it depends on of the data and of its augmentation; validation data makes no lesson, but the teacher's AP."""
+    measured = {} if splits.val is None else {"validation data": splits.val.fingerprint()}
+    return measured | {
         "classes": list(splits.class_names),
         "training data": splits.train.fingerprint(),
         "training images": images_key(splits.train),
-        "validation data": splits.val.fingerprint() if splits.val is not None else None,
         **{name: float(getattr(data, name)) for name in ("flip", "crop", "zoom_out", "photometric")},
     }
 
 
 def images_key(index: DetectionIndex) -> str:
-    """SHA-256 over the images' sides and the bytes of their files: a copy is the same, other pixels rarely are."""
+    """SHA-256 over the images' sides and their encoded bytes' numbers: a copy is the same, other images rarely are."""
     digest = hashlib.sha256(np.ascontiguousarray(index.images.sizes).tobytes())
-    if index.images.blobs is None:
-        digest.update(np.array([record.path.stat().st_size for record in index.images], dtype=np.int64).tobytes())
+    encoded = [record.path.stat().st_size if record.blob is None else len(record.blob()) for record in index.images]
+    digest.update(np.array(encoded, dtype=np.int64).tobytes())
     return digest.hexdigest()
 
 

@@ -53,12 +53,13 @@ def distill(pair: PairOptions, data: DataOptions, method: MethodOptions, config:
     if cached is not None:
         teacher, model = cached, None  # what derived the student is not needed any more
         size = cached.student_size(data, pair, student)
+        notes = [*notes, *cached.notes(is_half=config.bf16 or config.fp16)]
     else:
         assert model is not None
         size, teacher_size = building.choose_sizes(data, pair, student, model)
         labels = LabelMap.between(model.id2label, splits.class_names)
         precision = None if pair.teacher_precision == "as_student" else pair.teacher_precision
-        teacher = LoadedTeacher(model, labels, teacher_size, config.device, precision)
+        teacher, model = LoadedTeacher(model, labels, teacher_size, config.device, precision), None
     options = changed_options(pair, data, method, config)
     distillation = Distillation(folder, splits, size, student, config, data, options, began, teacher, settings, pair)
     with ending(folder):
@@ -197,11 +198,11 @@ class Distillation(Job):
             {name: weight for name, (_, weight) in terms.items()},
             self.config.detection_weight,
         )
+        cost = self.teacher.cost()  # before the copy that answers, and the student, are on the device
         teacher_side = self.teacher.side(self.settings, distiller.terms, self.size)
         teacher_side.to(self.config.device)
         found = self.preflight(distiller, teacher_side, fingerprint) if check else None
         metrics = self.measured_teacher(found)
-        cost = self.teacher.cost()
         return self.run(
             resume,
             kind="distill",

@@ -1,7 +1,7 @@
 """What a distillation asks of its teacher as a whole run, and the teacher in memory that answers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -13,6 +13,7 @@ from qskd.data.transforms import ImageSize
 from qskd.distiller import Teacher, TeacherSide
 from qskd.evaluation.kept import KeptDetections
 from qskd.labels import LabelMap
+from qskd.lessons.facts import TeacherFacts
 from qskd.losses.presets import DetrFacts, MethodSettings
 from qskd.losses.term import Term
 from qskd.models.adapter import DetrAdapter
@@ -67,20 +68,32 @@ class GivenTeacher(Protocol):
 class LoadedTeacher:
     """A teacher in memory, asked at every step.
 
+    What answers is a faster copy (``inference_engine``) of the model that was given; fingerprint and cost are those of
+    the model itself, which is let go of once its cost is known and the copy is made.
+
     Args:
-        facts: the model that was given. What answers is a faster copy (``inference_engine``), made when first needed.
+        plain: the model that was given, on the CPU; nobody else need keep it.
         label_map: from the student's classes to the teacher's.
         size: what its images are resized to.
         device: of the run.
         precision: see ``TeacherSide``.
     """
 
-    facts: DetrAdapter
+    plain: DetrAdapter | None
     label_map: LabelMap
     size: ImageSize
     device: torch.device
     precision: Literal["float32", "bfloat16"] | None = None
-    _engine: DetrAdapter | None = None
+    facts: TeacherFacts = field(init=False)
+    _fingerprint: str = field(init=False)
+    _cost: dict[str, Any] | None = field(default=None, init=False)
+    _engine: DetrAdapter | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        """Note what is asked of the model itself."""
+        assert self.plain is not None
+        self.facts = TeacherFacts.of(self.plain)
+        self._fingerprint = weights_fingerprint(self.plain.model)
 
     def engine(self) -> DetrAdapter:
         """The copy that answers, on the run's device.
@@ -89,13 +102,19 @@ class LoadedTeacher:
         blur whether both say the same.
         """
         if self._engine is None:
-            self._engine = inference_engine(self.facts, one_image(self.size))
+            assert self.plain is not None
+            self._engine = inference_engine(self.plain, one_image(self.size))
             self._engine.model.to(self.device)
+            self._let_go()
         return self._engine
+
+    def _let_go(self) -> None:
+        if self._engine is not None and self._cost is not None:
+            self.plain = None
 
     def fingerprint(self) -> str:
         """See ``GivenTeacher``."""
-        return weights_fingerprint(self.facts.model)
+        return self._fingerprint
 
     def identity(self) -> dict[str, Any]:
         """See ``GivenTeacher``."""
@@ -131,8 +150,14 @@ class LoadedTeacher:
         return metrics, found, images
 
     def cost(self) -> dict[str, Any]:
-        """See ``GivenTeacher``; of the model that was given, measured as its students are: no norm folded."""
-        self.facts.model.to(self.device)
-        cost = measured_cost(self.facts, self.size)
-        self.facts.model.to("cpu")
-        return cost
+        """See ``GivenTeacher``; of the model that was given, measured as its students are: no norm folded.
+
+        Best asked before the first answer, so that the device need not hold the engine and the model.
+        """
+        if self._cost is None:
+            assert self.plain is not None
+            self.plain.model.to(self.device)
+            self._cost = measured_cost(self.plain, self.size)
+            self.plain.model.to("cpu")
+            self._let_go()
+        return self._cost

@@ -6,6 +6,11 @@ Nothing here imports PyTorch: a command that only says what is wrong must not wa
 import gc
 import os
 import sys
+from datetime import timedelta
+
+from qskd.errors import ConfigError
+
+_PATIENCE = timedelta(days=365)  # another process may have many more shards to make
 
 
 def rank() -> int:
@@ -21,6 +26,27 @@ def world() -> int:
 def on_this_machine() -> int:
     """How many of them run on this machine; 1 without a launcher."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
+def meet() -> None:
+    """Wait until every process of the launch is here, however long that takes; nothing where there is one.
+
+    Raises:
+        ConfigError: the launcher does not say where they meet, or one of them has ended.
+    """
+    if world() == 1:
+        return
+    import torch.distributed as distributed
+
+    try:
+        if not distributed.is_initialized():
+            distributed.init_process_group("gloo", timeout=_PATIENCE)
+        distributed.barrier()
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"The {world()} processes cannot wait for each other: one has ended, or the command was not started with "
+            f"torchrun or accelerate launch ({error})."
+        ) from error
 
 
 def part(*, ended_well: bool) -> None:

@@ -21,6 +21,7 @@ from qskd.losses.term import Term
 from qskd.models.adapter import DetrAdapter
 from qskd.runs import building
 from qskd.runs.cache_key import data_key, needs_of, selection_key, teacher_key
+from qskd.runs.cache_pixels import thumbnails
 from qskd.runs.options import DataOptions, PairOptions
 from qskd.runs.training import plain_size
 
@@ -41,11 +42,17 @@ def open_recorded(
         CheckpointError: there is no finished cache, it is damaged, or was made for something else.
     """
     assert pair.teacher_cache is not None
-    cache = TeacherCache.open(Path(pair.teacher_cache).expanduser())
-    key = teacher_key(teacher) if teacher is not None else {}
+    needs = needs_of(settings)
+    cache = TeacherCache.open(Path(pair.teacher_cache).expanduser(), needs)
+    key = teacher_key(teacher) if teacher is not None else _asked_of_teacher(pair)
     key |= data_key(splits, data) | selection_key(settings)
-    cache.content.check(cache.folder, key, needs_of(settings))
+    cache.content.check(cache.folder, key, needs)
     return RecordedTeacher(cache, LabelMap.between(cache.content.teacher.id2label, splits.class_names))
+
+
+def _asked_of_teacher(pair: PairOptions) -> dict[str, Any]:
+    """What options say of a teacher that is not there; a default says nothing."""
+    return {} if pair.teacher_box_frame == "content" else {"teacher box frame": pair.teacher_box_frame}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +85,21 @@ class RecordedTeacher:
             data = replace(data, image_size=given["image_size"], max_image_size=given["max_image_size"])
         size = building.choose_size(data, [student], [None])
         key = {"image size": plain_size(size)}
-        if pair.teacher_image_size is not None:
-            edges = [edge for edge in (pair.teacher_image_size, pair.teacher_max_image_size) if edge is not None]
-            key["teacher image size"] = edges
+        own = building.asked_size(pair.teacher_image_size, pair.teacher_max_image_size, [], "--teacher_")
+        if own is not None:
+            key["teacher image size"] = plain_size(own)
         self.cache.content.check(self.cache.folder, key, ())
         return size
+
+    def notes(self, *, is_half: bool) -> list[str]:
+        """What to tell a user whose run computes in half precision, or does not, where the teacher did otherwise."""
+        was_half = self.cache.content.made["bf16"]
+        if was_half == is_half:
+            return []
+        return [
+            f"the cached teacher answered in {'bfloat16' if was_half else 'float32'}, unlike one in memory beside this "
+            "student"
+        ]
 
     def fingerprint(self) -> str:
         """See ``GivenTeacher``."""
@@ -98,8 +115,13 @@ class RecordedTeacher:
         return CachedTeacher(self.cache, self.label_map, terms, own_size=self.size != size)
 
     def prepare(self, data: DetectionDataset) -> DetectionDataset:
-        """Replays the augmentations that the teacher saw; its pixels are not needed."""
+        """Replays the augmentations that the teacher saw; its pixels are not needed once they were compared.
+
+        Raises:
+            CheckpointError: images look otherwise than those that it saw.
+        """
         data.replay(self.cache.epochs, self.cache.content.key["seed"])
+        self.cache.content.check_pixels(self.cache.folder, thumbnails(data))
         data.teacher_transform = None
         return data
 
