@@ -15,7 +15,7 @@ def claimed(folder: Path) -> Iterator[None]:
     """A pass within. The claim ends with the process, however that ends; it is none where files cannot be locked.
 
     Raises:
-        ConfigError: another pass is writing to the folder, nobody can, or it holds a link where qskd would write through it.
+        ConfigError: another pass is writing to the folder, nobody can, or a link lies where qskd would write.
     """
     if (folder / LOCK).is_symlink():
         raise ConfigError(f"{folder / LOCK} is a link; qskd writes no file through one. Remove it.")
