@@ -115,6 +115,18 @@ def test_a_sealed_shard_of_something_else_is_named(folder, content):
         TeacherCache.open(folder).lessons.read(0, 2)
 
 
+def test_only_what_is_read_is_looked_at(folder):
+    path = folder / "epoch000-00000.safetensors"
+    content = path.read_bytes()
+    one = records(1)[1]["boxes"].numpy().tobytes()
+    assert content.count(one) == 1
+    path.write_bytes(content.replace(one, one[:-1] + bytes([one[-1] ^ 1])))
+    read = TeacherCache.open(folder).lessons.read
+    assert float(read(0, 0)["boxes"].max()) == 0.0
+    with pytest.raises(CheckpointError, match=r"epoch000-00000\.safetensors is damaged: boxes of image 1.*qskd cache"):
+        read(0, 1)
+
+
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(folder, monkeypatch):
     before = {path.name for path in folder.iterdir()}
 

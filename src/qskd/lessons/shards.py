@@ -1,12 +1,14 @@
-"""Records in files of many images, each with a checksum, whole or not there at all.
+"""Records in files of many images, whole or not there at all.
 
 The records of an epoch are in shards of consecutive positions. Beside ``epoch000-00000.safetensors`` lies
-``epoch000-00000.json`` with its size and SHA-256; that is written last, so a shard without it does not exist.
+``epoch000-00000.json`` with its size and SHA-256; that is written last, so a shard without it does not exist. Within,
+every tensor has a CRC-32, so that who reads a record reads no other.
 """
 
 import hashlib
 import json
 import os
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,13 +17,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from qskd.errors import CheckpointError, SavingError
 from qskd.files import mend, whole_file, write_whole
 from qskd.lessons.record import Record
 
+_SUMS = "crc32"  # in a shard's metadata: of every tensor
 _OPEN = 64  # shards kept open
 _BLOCK = 2**20  # bytes read at a time
 
@@ -46,9 +51,12 @@ def write_shard(folder: Path, name: str, records: Mapping[int, Record]) -> Seal:
         SavingError: the disk is full, or cannot be written to.
     """
     path, seal_path = folder / f"{name}.safetensors", folder / f"{name}.json"
-    content = save(
-        {f"{position}/{field}": tensor for position, record in records.items() for field, tensor in record.items()}
-    )
+    tensors = {
+        f"{position}/{field}": tensor for position, record in records.items() for field, tensor in record.items()
+    }
+    # In one entry: the order of several is not always the same, and neither would be the file.
+    sums = json.dumps({key: _sum_of(tensor) for key, tensor in tensors.items()})
+    content = save(tensors, {_SUMS: sums})
     seal = Seal(len(content), hashlib.sha256(content).hexdigest())
     with writing(path):
         mend(folder, [path.name, seal_path.name])  # what a killed process had begun
@@ -57,6 +65,11 @@ def write_shard(folder: Path, name: str, records: Mapping[int, Record]) -> Seal:
             fresh.write_bytes(content)
         write_whole(seal_path, json.dumps(asdict(seal)))
     return seal
+
+
+def _sum_of(tensor: Tensor) -> int:
+    """CRC-32 of its bytes."""
+    return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 @contextmanager
@@ -107,7 +120,7 @@ def is_whole(folder: Path, name: str, positions: Iterable[int], fields: Iterable
 
 
 class ShardReader:
-    """Reads single records. A shard's checksum is looked at before the first of its records is given out.
+    """Reads single records. The checksums of a record are looked at when it is first given out.
 
     Args:
         folder: of the shards.
@@ -122,8 +135,8 @@ class ShardReader:
     def __init__(self, folder: Path, seals: Mapping[str, Seal], fields: Sequence[str], images_per_shard: int) -> None:
         self.folder, self.seals = folder, seals
         self.fields, self.images_per_shard = tuple(fields), images_per_shard
-        self._open: OrderedDict[str, Any] = OrderedDict()
-        self._checked: set[str] = set()
+        self._open: OrderedDict[str, tuple[Any, dict[str, int]]] = OrderedDict()
+        self._checked: set[tuple[int, int]] = set()
         for name, seal in seals.items():
             path = folder / f"{name}.safetensors"
             if not path.is_file():
@@ -139,21 +152,25 @@ class ShardReader:
         """
         name = shard_name(epoch, position // self.images_per_shard)
         try:
-            file = self._file(name)
-            return {field: file.get_tensor(f"{position}/{field}") for field in self.fields}
-        except (SafetensorError, OSError) as error:
+            file, sums = self._file(name)
+            record = {field: file.get_tensor(f"{position}/{field}") for field in self.fields}
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise _damaged(self.folder / f"{name}.safetensors", f"cannot be read ({error})") from error
+        if (epoch, position) not in self._checked:
+            for field, tensor in record.items():
+                if sums.get(f"{position}/{field}") != _sum_of(tensor):
+                    what = f"is damaged: {field} of image {position} has not the checksum it was written with"
+                    raise _damaged(self.folder / f"{name}.safetensors", what)
+            self._checked.add((epoch, position))
+        return record
 
-    def _file(self, name: str) -> Any:
+    def _file(self, name: str) -> tuple[Any, dict[str, int]]:
+        """A shard, opened, and the checksums in it."""
         if name in self._open:
             self._open.move_to_end(name)
             return self._open[name]
-        path = self.folder / f"{name}.safetensors"
-        if name not in self._checked:
-            if sealed(path) != self.seals[name]:
-                raise _damaged(path, "is damaged: its checksum is not the one noted when it was written")
-            self._checked.add(name)
-        self._open[name] = safe_open(str(path), framework="pt")
+        file: Any = safe_open(str(self.folder / f"{name}.safetensors"), framework="pt")
+        self._open[name] = file, dict(json.loads(file.metadata()[_SUMS]))
         if len(self._open) > _OPEN:
             self._open.popitem(last=False)
         return self._open[name]

@@ -21,7 +21,7 @@ from qskd.runs.caching_progress import Progress, in_bytes
 from qskd.runs.given_teacher import LoadedTeacher
 from qskd.runs.recording import Recorder
 
-_SHARD_BYTES = 64 * 2**20  # about; a shard is checked as a whole when it is first read
+_SHARD_BYTES = 64 * 2**20  # about; what a pass that was cut off makes again
 _SHARD_IMAGES = 256  # at most; they are in memory until the shard is written
 _SAMPLED = 8  # images from which the size on disk is estimated
 _MARGIN = 1.05  # on the estimate
