@@ -103,6 +103,28 @@ def test_a_signal_during_an_evaluation_leaves_it_to_the_resumed_run(tmp_path, sc
     assert_goes_on(tmp_path / "cut", scenes, whole)
 
 
+@pytest.mark.parametrize("strategy", ["epoch", "no"])
+def test_a_signal_after_the_last_moment_to_ask_is_heeded_too(tmp_path, scenes, monkeypatch, strategy):
+    """While the last checkpoint is written, or where none is: the run must not go on to measuring."""
+    options = {"save_strategy": strategy, "eval_strategy": "no", "max_steps": 2}
+    cut = build(tmp_path, scenes, **options)
+    place, name = (checkpoints, "rotate") if strategy == "epoch" else (cut, "_finalize_training")
+    goes_on = getattr(place, name)
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return goes_on(*arguments)
+
+    monkeypatch.setattr(place, name, signalled)
+    with pytest.raises(Interrupted, match=r"ended by SIGTERM after step 2\. The last complete checkpoint is .*-2:"):
+        cut.train()
+    monkeypatch.undo()
+    resumed = build(tmp_path, scenes, **options)
+    resumed.train(resume_from_checkpoint=str(checkpoints.latest(tmp_path / "checkpoints")))
+    wanted = weights(cut)
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in weights(resumed).items())
+
+
 def test_a_second_ctrl_c_leaves_at_once_and_the_last_checkpoint_stays(tmp_path, scenes, capfd):
     trainer = build(tmp_path, scenes)
     trainer.add_callback(Signal(5, signal.SIGINT, signal.SIGINT))

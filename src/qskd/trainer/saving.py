@@ -141,7 +141,7 @@ class SafeTrainer(Trainer):
             recover(self.run_folder)
         with self.signals, self.told():
             try:
-                return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+                outcome = super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
             except RuntimeError as error:
                 if self.signals.received is None or "DataLoader worker" not in str(error):
                     raise
@@ -149,6 +149,16 @@ class SafeTrainer(Trainer):
                 if self.accelerator.num_processes == 1:
                     self._save_checkpoint(self.model, None)
                 self._end()
+            if self.asked_to_end():  # too late for a callback to hear of it, in the last checkpoint for example
+                self._keep_end()
+                self._end()
+        return outcome
+
+    def _keep_end(self) -> None:
+        """A checkpoint of the end, if there is none."""
+        there = self.run_folder / "checkpoints" / f"checkpoint-{self.state.global_step}"
+        if not decided(there.is_dir):
+            self._save_checkpoint(self.model, None)
 
     def _evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
         """As the base class; when a signal comes, the checkpoint says that the evaluation is due."""
