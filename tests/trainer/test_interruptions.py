@@ -82,6 +82,38 @@ def test_a_signal_at_the_end_of_an_epoch_leaves_its_evaluation_to_the_resumed_ru
     assert_goes_on(tmp_path / "cut", scenes, whole, **options)
 
 
+AMID_AN_EPOCH = {"eval_strategy": "epoch", "save_strategy": "steps", "save_steps": 9, "max_steps": 2}
+
+
+def test_a_signal_in_a_last_step_amid_an_epoch_leaves_its_evaluation_to_the_resumed_run(tmp_path, scenes):
+    cut = build(tmp_path, scenes, **AMID_AN_EPOCH)
+    cut.add_callback(Signal(2, signal.SIGTERM))
+    with pytest.raises(Interrupted, match="after step 2"):
+        cut.train()
+    kept = tmp_path / "checkpoints" / "checkpoint-2"
+    assert not (tmp_path / "best").exists()
+    build(tmp_path, scenes, **AMID_AN_EPOCH).train(resume_from_checkpoint=str(kept))
+    assert [entry["step"] for entry in entries_of(tmp_path, "eval_AP")] == [2]
+    assert (tmp_path / "best" / "model.safetensors").is_file()
+
+
+def test_a_kill_in_the_last_evaluation_leaves_it_to_the_resumed_run(tmp_path, scenes, monkeypatch):
+    cut = build(tmp_path, scenes, **AMID_AN_EPOCH)
+    monkeypatch.setattr(cut, "evaluate", lambda *arguments, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cut.train()
+    kept = tmp_path / "checkpoints" / "checkpoint-2"
+    build(tmp_path, scenes, **AMID_AN_EPOCH).train(resume_from_checkpoint=str(kept))
+    assert [entry["step"] for entry in entries_of(tmp_path, "eval_AP")] == [2]
+
+
+@pytest.mark.parametrize(("delay", "is_due"), [(1, True), (2, False)])
+def test_no_evaluation_is_due_before_the_first_one_that_was_asked_for(tmp_path, scenes, delay, is_due):
+    options = {"eval_strategy": "epoch", "save_strategy": "steps", "save_steps": 4, "max_steps": 5}
+    build(tmp_path, scenes, **options, eval_delay=delay).train()
+    assert (tmp_path / "checkpoints" / "checkpoint-4" / "evaluation_due").is_file() is is_due
+
+
 @pytest.mark.parametrize("step", [4, 6], ids=["amid", "after-the-last-step"])
 def test_a_signal_during_an_evaluation_leaves_it_to_the_resumed_run(tmp_path, scenes, monkeypatch, step):
     whole = build(tmp_path / "whole", scenes)

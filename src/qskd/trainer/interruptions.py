@@ -113,8 +113,9 @@ class EndAfterStep(TrainerCallback):
         self._is_ending = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask; the end of an epoch is left to ``on_epoch_end``, where its evaluation is known to be due."""
-        if not is_whole(state.epoch) and self.in_step():
+        """Ask; the end of an epoch or run is left to ``on_epoch_end``, where its evaluation is known to be due."""
+        is_over = is_whole(state.epoch) or state.global_step >= state.max_steps
+        if not is_over and self.in_step():
             self._leave(control)
 
     def on_epoch_end(

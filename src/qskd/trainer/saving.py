@@ -226,9 +226,14 @@ class SafeTrainer(Trainer):
         if self.state.best_global_step and is_there:
             self.state.best_model_checkpoint = str(best)
         self.state.save_to_json(str(fresh / checkpoints.STATE))
-        at_end = self.args.eval_strategy == IntervalStrategy.EPOCH and is_whole(self.state.epoch)
-        if self._owes_evaluation or (at_end and self._evaluated_step != self.state.global_step):
+        if self._evaluated_step != self.state.global_step and (self._owes_evaluation or self._is_to_evaluate()):
             (fresh / checkpoints.EVALUATION_DUE).touch()
+
+    def _is_to_evaluate(self) -> bool:
+        """Whether an evaluation follows this step, once the epoch or the run is over."""
+        is_over = is_whole(self.state.epoch) or self.state.global_step >= self.state.max_steps
+        is_late = self.state.epoch is not None and self.state.epoch >= self.args.eval_delay
+        return self.args.eval_strategy == IntervalStrategy.EPOCH and is_over and is_late
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """As the base class, once the checkpoint is where it stays."""
