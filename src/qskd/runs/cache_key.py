@@ -11,7 +11,7 @@ from qskd.data.transforms import ImageSize
 from qskd.losses import TERMS
 from qskd.losses.presets import MethodSettings, options_of
 from qskd.models.adapter import DetrAdapter, Need
-from qskd.models.loading import configuration_fingerprint, weights_fingerprint
+from qskd.models.loading import reading_of, weights_fingerprint
 from qskd.runs import building
 from qskd.runs.options import CacheOptions, DataOptions
 
@@ -25,9 +25,7 @@ def needs_of(settings: MethodSettings) -> frozenset[Need]:
 
 def teacher_key(teacher: DetrAdapter) -> dict[str, Any]:
     """What a lesson depends on of the teacher: weights, and how they are read."""
-    norm = teacher.pixel_norm
-    reading = [configuration_fingerprint(teacher.model)[:12], teacher.box_frame, [*norm.mean], [*norm.std]]
-    return {"teacher": weights_fingerprint(teacher.model), "teacher's reading": reading}
+    return {"teacher": weights_fingerprint(teacher.model), "teacher's reading": reading_of(teacher)}
 
 
 def data_key(splits: building.Splits, data: DataOptions) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from qskd.losses.presets import DetrFacts, MethodSettings
 from qskd.losses.term import Term
 from qskd.models.adapter import DetrAdapter
 from qskd.models.folding import inference_engine
-from qskd.models.loading import weights_fingerprint
+from qskd.models.loading import reading_of, weights_fingerprint
 from qskd.runs.evaluating import evaluate_keeping
 from qskd.runs.training import measured_cost, one_image
 
@@ -100,7 +100,8 @@ class LoadedTeacher:
     def identity(self) -> dict[str, Any]:
         """See ``GivenTeacher``."""
         # No epochs, so that no run that began with a cache goes on without it.
-        return {"cached epochs": None, "teacher precision": self.precision}
+        more = {"cached epochs": None, "teacher precision": self.precision}
+        return {"teacher's reading": reading_of(self.facts), **more}
 
     def side(self, settings: MethodSettings, terms: Mapping[str, Term], size: ImageSize) -> TeacherSide:
         """See ``GivenTeacher``."""
