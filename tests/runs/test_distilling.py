@@ -169,7 +169,7 @@ def test_a_run_goes_on_with_the_precision_and_frame_that_its_teacher_began_with(
     qskd.distill(**given)
     with pytest.raises(CheckpointError, match="teacher precision is 'bfloat16', this run's is None"):
         qskd.distill(**(given | {"teacher_precision": "as_student", "resume_from_checkpoint": True, "max_steps": 2}))
-    with pytest.raises(CheckpointError, match="its teacher's reading is .*'content'.*, this run's is .*'canvas'"):
+    with pytest.raises(CheckpointError, match=r"its teacher's reading is .*'content'.*, this run's is .*'canvas'"):
         qskd.distill(**(given | {"teacher_box_frame": "canvas", "resume_from_checkpoint": True, "max_steps": 2}))
 
 

@@ -170,8 +170,8 @@ class DistillationConfig(TrainingArguments):
         """Refuse batches that are dealt out unevenly: processes would wait for each other in the last ones."""
         if self.world_size > 1 and self.accelerator_config.even_batches is False:
             raise ConfigError(
-                f"accelerator_config has even_batches false, but there are {self.world_size} processes: some would have "
-                "no batch left where others wait for them. Leave it out."
+                f"accelerator_config has even_batches false, but there are {self.world_size} processes: some would "
+                "have no batch left where others wait for them. Leave it out."
             )
 
     def _check_loggers(self) -> None:

@@ -1,5 +1,6 @@
 """A ``Trainer`` whose runs survive: checkpoints whole or not at all, signals heeded, failures that say how to go on."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from qskd.files import mend, put
 from qskd.trainer import checkpoints, failures
 from qskd.trainer.agreement import decided
 from qskd.trainer.interruptions import EndAfterStep, EvaluationCut, Signals, is_whole, name_of
+from qskd.trainer.resuming import Beginning, RunIsOver
 
 KEPT = ("best", "last")  # models of a run folder
 
@@ -41,6 +43,7 @@ class SafeTrainer(Trainer):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.signals = Signals()
+        self.beginning = Beginning()
         self._owes_evaluation = False
         self._evaluated_step = -1
         self._destination: Path | None = None  # of checkpoints, while one is written
@@ -131,7 +134,7 @@ class SafeTrainer(Trainer):
     # ---- training ----------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> TrainOutput:
-        """As the base class; a signal ends it with a checkpoint.
+        """As the base class; a signal ends it with a checkpoint, and a run that is over gains no step.
 
         Raises:
             Interrupted: a signal came.
@@ -140,8 +143,15 @@ class SafeTrainer(Trainer):
         if self.args.should_save:
             recover(self.run_folder)
         with self.signals, self.told():
+            self.beginning = self._beginning(resume_from_checkpoint)
             try:
-                outcome = super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+                if self.beginning.is_over:
+                    self._restore(str(resume_from_checkpoint))
+                    outcome = self._leave()
+                else:
+                    outcome = super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+            except RunIsOver:
+                outcome = self._leave()
             except RuntimeError as error:
                 if self.signals.received is None or "DataLoader worker" not in str(error):
                     raise
@@ -154,10 +164,29 @@ class SafeTrainer(Trainer):
                 self._end()
         return outcome
 
+    def _beginning(self, checkpoint: str | bool | None) -> Beginning:
+        if not checkpoint:
+            return Beginning()
+        return decided(lambda: Beginning.at(Path(str(checkpoint)), self.args, len(self.train_dataset)))
+
+    def _restore(self, checkpoint: str) -> None:
+        """A run that is over as it was, but for the evaluation that it owes."""
+        self._load_from_checkpoint(checkpoint)
+        self.state = TrainerState.load_from_json(str(Path(checkpoint) / checkpoints.STATE))
+        self.state.is_local_process_zero = self.is_local_process_zero()  # the first process wrote the file
+        self.state.is_world_process_zero = self.is_world_process_zero()
+        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        self._settle()
+
+    def _leave(self) -> TrainOutput:
+        self.is_in_train = False
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        return TrainOutput(self.state.global_step, math.nan, {})
+
     def _keep_end(self) -> None:
-        """A checkpoint of the end, if there is none."""
+        """A checkpoint of the end, if there is none and this is no run that was over when it began."""
         there = self.run_folder / "checkpoints" / f"checkpoint-{self.state.global_step}"
-        if not decided(there.is_dir):
+        if not self.beginning.is_over and not decided(there.is_dir):
             self._save_checkpoint(self.model, None)
 
     def _evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
@@ -167,25 +196,30 @@ class SafeTrainer(Trainer):
             metrics: dict[str, float] = super()._evaluate(*args, **options)
         except EvaluationCut:
             torch.set_rng_state(random_state)  # a DataLoader has drawn its seed
-            if self.state.global_step > 0:
+            if self.state.global_step > 0 and not self.beginning.is_over:  # else the checkpoint says so already
                 self._owe(True)
                 self._save_checkpoint(self.model, None)
             self._end()
         self._evaluated_step = self.state.global_step
         return metrics
 
-    def settle(self, checkpoint: str) -> None:
+    def _settle(self) -> None:
         """The evaluation that the run was to make when it was cut off."""
-        wanted = self.args.eval_strategy != IntervalStrategy.NO
-        if wanted and decided((Path(checkpoint) / checkpoints.EVALUATION_DUE).is_file):
+        if self.beginning.owes_evaluation:
             metrics = self._evaluate(None, None)
             self._determine_best_metric(metrics, None)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """As the base class, and then what is due: the evaluation sees the random state that it would have seen."""
+        """As the base class, and then what is due: the evaluation sees the random state that it would have seen.
+
+        Raises:
+            RunIsOver: that evaluation was the last.
+        """
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
-            self.settle(checkpoint)
+            self._settle()
+            if self.control.should_training_stop:  # it is looked at after a step, which would be one too many
+                raise RunIsOver
 
     # ---- checkpoints -------------------------------------------------------------------------------------
 
