@@ -11,7 +11,7 @@ from builders_trainer import adapter_of, trainer_of
 from qskd.errors import Interrupted
 from qskd.trainer import checkpoints, interruptions
 
-# Without learning every evaluation finds the same AP: that of step 1 is the best, and at step 3 a patience of 2 is over.
+# Without learning every evaluation finds the same AP: step 1 has the best, and at step 3 a patience of 2 is over.
 STOPS_AT_3 = {
     "learning_rate": 0.0,
     "eval_strategy": "steps",
@@ -87,7 +87,7 @@ ENDS_AT_2 = {"max_steps": 2, "early_stopping_patience": 0}
 
 
 def test_an_evaluation_that_a_checkpoint_owes_is_in_the_log_once(tmp_path, scenes):
-    """The checkpoint of step 4 is written before the evaluation at the end of the epoch; the run is killed in step 6."""
+    """The checkpoint of step 4 comes before the evaluation at the end of the epoch; the run is killed in step 6."""
     options = {"eval_strategy": "epoch", "save_steps": 4, "max_steps": 6, "early_stopping_patience": 0}
     cut_at(tmp_path, scenes, 6, give_up, **options)
     assert evaluated(tmp_path) == [4]

@@ -148,11 +148,19 @@ def rotate(folder: Path, limit: int | None, newest: Path, best: str | None) -> N
         remove(path)
 
 
+def any_in(folder: Path) -> bool:
+    """Whether there is a checkpoint, complete or not, also one that stepped aside when a kill came."""
+    return any(path.is_dir() for pattern in ("checkpoint-*", ".checkpoint-*.old") for path in folder.glob(pattern))
+
+
 def way_back(folder: Path) -> str:
     """What to tell somebody whose run has ended early: ``folder`` holds its checkpoints."""
     last = latest(folder)
     if last is None:
-        return "No checkpoint had been written yet: start anew."
+        run = folder.parent
+        is_taken = any((run / name).is_dir() for name in ("best", "last")) or any_in(folder)
+        how = f", with another --output_dir or when {run} is removed" if is_taken else ""
+        return f"No checkpoint had been written yet: start anew{how}."
     return (
         f"The last complete checkpoint is {last}: the same command with --resume_from_checkpoint last goes on from it."
     )

@@ -46,6 +46,7 @@ class SafeTrainer(Trainer):
         self.beginning = Beginning()
         self._owes_evaluation = False
         self._evaluated_step = -1
+        self._is_measuring = False
         self._destination: Path | None = None  # of checkpoints, while one is written
 
     # ---- the way out -------------------------------------------------------------------------------------
@@ -108,7 +109,7 @@ class SafeTrainer(Trainer):
     def _not_written(self, reason: str, error: BaseException) -> str:
         place = getattr(error, "filename", None) or self.run_folder
         needed = failures.room(self.run_folder, self._checkpoint_size())
-        return f"{place}: {reason}. {needed} Mend that, and nothing is lost. {self.way_back()}"
+        return f"{place}: {reason}. {needed} Mend that. {self.way_back()}"
 
     def _checkpoint_size(self) -> int:
         states = [self.model.state_dict(), *(self.optimizer.state.values() if self.optimizer is not None else ())]
@@ -118,6 +119,12 @@ class SafeTrainer(Trainer):
 
     def _no_memory(self) -> str:
         args, shape = self.args, self.batch_shape
+        where = "the machine's memory" if args.device.type == "cpu" else "the device's memory"
+        where += failures.memory_in_words(args.device)
+        if self._is_measuring:
+            advice = failures.advice_for_evaluation(args.per_device_eval_batch_size)
+            what = f"The evaluation after step {self.state.global_step}"
+            return f"{what} does not fit into {where}: {advice} {self.way_back()}"
         load = failures.Load(
             args.per_device_train_batch_size,
             args.gradient_accumulation_steps,
@@ -125,11 +132,8 @@ class SafeTrainer(Trainer):
             args.bf16 or args.fp16,
             args.device.type != "cpu",
         )
-        where = "the machine's memory" if args.device.type == "cpu" else "the device's memory"
-        return (
-            f"Step {self.state.global_step + 1} does not fit into {where}{failures.memory_in_words(args.device)}: "
-            f"{load.in_words()}. {load.advice()} {self.way_back()}"
-        )
+        what = f"Step {self.state.global_step + 1} does not fit into {where}: {load.in_words()}."
+        return f"{what} {load.advice()} {self.way_back()}"
 
     # ---- training ----------------------------------------------------------------------------------------
 
@@ -142,6 +146,7 @@ class SafeTrainer(Trainer):
         """
         if self.args.should_save:
             recover(self.run_folder)
+        self._is_measuring = False
         with self.signals, self.told():
             self.beginning = self._beginning(resume_from_checkpoint)
             try:
@@ -192,6 +197,7 @@ class SafeTrainer(Trainer):
     def _evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
         """As the base class; when a signal comes, the checkpoint says that the evaluation is due."""
         random_state = torch.get_rng_state()
+        self._is_measuring = True
         try:
             metrics: dict[str, float] = super()._evaluate(*args, **options)
         except EvaluationCut:
@@ -200,6 +206,7 @@ class SafeTrainer(Trainer):
                 self._owe(True)
                 self._save_checkpoint(self.model, None)
             self._end()
+        self._is_measuring = False  # an error leaves it set, for what is said about it
         self._evaluated_step = self.state.global_step
         return metrics
 
