@@ -128,3 +128,15 @@ def test_a_signal_in_the_evaluation_that_a_run_owes_leaves_it_owed(tmp_path, sce
     monkeypatch.undo()
     resumed(tmp_path, scenes, **ENDS_AT_2)
     assert evaluated(tmp_path) == [1, 2]
+
+
+def test_later_checkpoints_stay_until_the_run_that_went_on_from_an_earlier_one_has_its_own(tmp_path, scenes):
+    options = {"max_steps": 3, "early_stopping_patience": 0, "save_total_limit": 9, "eval_strategy": "no"}
+    build(tmp_path, scenes, **options).train()
+    place = tmp_path / "checkpoints"
+    again = build(tmp_path, scenes, **options)
+    seen = []
+    again.add_callback(At(2, lambda: seen.extend(sorted(path.name for path in place.iterdir()))))
+    again.train(resume_from_checkpoint=str(place / "checkpoint-1"))
+    assert seen == ["abandoned-2", "abandoned-3", "checkpoint-1"]
+    assert sorted(path.name for path in place.iterdir()) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]

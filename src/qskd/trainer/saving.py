@@ -149,6 +149,8 @@ class SafeTrainer(Trainer):
         self._is_measuring = False
         with self.signals, self.told():
             self.beginning = self._beginning(resume_from_checkpoint)
+            if self.args.should_save and resume_from_checkpoint:
+                checkpoints.set_aside(self.run_folder / "checkpoints", Path(str(resume_from_checkpoint)))
             try:
                 if self.beginning.is_over:
                     self._restore(str(resume_from_checkpoint))
@@ -249,6 +251,7 @@ class SafeTrainer(Trainer):
             if self.args.should_save:
                 put(fresh / name, place / name)
                 fresh.rmdir()
+                checkpoints.forget_abandoned(place)
                 checkpoints.rotate(place, self.args.save_total_limit, place / name, self.state.best_model_checkpoint)
             self.accelerator.wait_for_everyone()  # none leaves, or names the last checkpoint, before it is there
         except BaseException:
