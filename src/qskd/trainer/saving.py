@@ -37,6 +37,7 @@ class SafeTrainer(Trainer):
     """
 
     run_folder: Path
+    control: Any  # the base class sets it
     batch_shape: tuple[int, ...] | None = None  # [images, 3, H, W] of the newest micro-batch
     step_is_last = False  # whether a signal had come, to any process, when the step began
 
