@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -207,3 +209,16 @@ def test_a_signal_before_the_first_step_leaves_no_checkpoint(tmp_path, scenes, m
     monkeypatch.setattr(trainer, "get_eval_dataloader", signalled)
     with pytest.raises(Interrupted, match=r"after step 0\. No checkpoint had been written yet"):
         trainer.train()
+
+
+@pytest.mark.slow
+def test_a_process_ends_although_what_loads_for_it_outlives_an_epoch():
+    """At its end multiprocessing sends SIGTERM to such processes, which go on at it, and waits for them."""
+    script = (
+        "from torch.utils.data import DataLoader\n"
+        "from qskd.trainer.interruptions import shield\n"
+        "loader = shield(DataLoader(list(range(4)), num_workers=1, persistent_workers=True))\n"
+        "print(len(list(loader)))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], timeout=60, capture_output=True, text=True, check=True)
+    assert ended.stdout == "4\n"

@@ -1,8 +1,10 @@
 """Ctrl-C and a scheduler's SIGTERM while a run trains: the step is finished, a checkpoint written, the run left."""
 
+import atexit
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import FrameType, TracebackType
@@ -12,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from qskd.errors import Interrupted
 
+_shielded: weakref.WeakSet[Any] = weakref.WeakSet()
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
@@ -63,7 +66,16 @@ def shield(loader: Any) -> Any:
     """
     inner = getattr(loader, "base_dataloader", loader)  # accelerate's has it inside
     inner.worker_init_fn = partial(_go_on, inner.worker_init_fn)
+    _shielded.add(inner)
     return loader
+
+
+@atexit.register
+def _end_loading() -> None:
+    """End loading processes that outlive an epoch: multiprocessing asks them with SIGTERM, and waits without end."""
+    for loader in list(_shielded):
+        if (iterator := getattr(loader, "_iterator", None)) is not None:
+            iterator._shutdown_workers()
 
 
 def _go_on(begin: Callable[[int], Any] | None, worker: int) -> None:
