@@ -183,12 +183,14 @@ def test_a_teacher_given_as_its_own_student_is_warned_of(scenes, tiny_folders, t
     assert "warning: teacher and student have the same weights" in capsys.readouterr().out
 
 
-def test_a_run_goes_on_with_the_precision_that_its_teacher_began_with(scenes, tiny_folders, tmp_path):
+def test_a_run_goes_on_with_the_precision_and_frame_that_its_teacher_began_with(scenes, tiny_folders, tmp_path):
     asked = {"teacher_precision": "bfloat16", "save_strategy": "steps", "save_steps": 1}
     given = tiny(tmp_path / "run", scenes, tiny_folders, **asked)
     qskd.distill(**given)
     with pytest.raises(CheckpointError, match="teacher precision is 'bfloat16', this run's is None"):
         qskd.distill(**(given | {"teacher_precision": "as_student", "resume_from_checkpoint": True, "max_steps": 2}))
+    with pytest.raises(CheckpointError, match=r"its teacher's reading is .*'content'.*, this run's is .*'canvas'"):
+        qskd.distill(**(given | {"teacher_box_frame": "canvas", "resume_from_checkpoint": True, "max_steps": 2}))
 
 
 def assert_refused(given, kind, told):

@@ -34,7 +34,16 @@ def test_what_a_failed_start_leaves_behind_does_not_count_as_a_run(tmp_path):
     assert RunFolder(tmp_path).open(None) is None
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "best", "last", "summary.json", "checkpoints"])
+@pytest.mark.parametrize("name", ["checkpoint-3", ".checkpoint-3.old"])
+def test_checkpoints_are_a_run_where_there_are_some(tmp_path, name):
+    (tmp_path / "checkpoints").mkdir()
+    assert RunFolder(tmp_path).open(None) is None
+    (tmp_path / "checkpoints" / name).mkdir()
+    with pytest.raises(ConfigError, match=r"holds another run .checkpoints."):
+        RunFolder(tmp_path).open(None)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "best", "last", "summary.json"])
 def test_a_folder_that_holds_a_run_is_refused(tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(ConfigError, match=f"holds another run .{name}.* or remove the folder"):

@@ -269,3 +269,38 @@ def test_norms_that_are_frozen_already_cannot_be_frozen(scenes, tiny_folders, tm
 def test_compiling_the_whole_step_is_refused(scenes, tmp_path):
     with pytest.raises(ConfigError, match="torch_compile is not supported"):
         train(tmp_path, scenes, STUDENT, torch_compile=True)
+
+
+def other_configuration(folder, source, **changes):
+    """A copy of a model whose weights are the same and whose configuration is not."""
+    shutil.copytree(source, folder)
+    content = json.loads((folder / "config.json").read_text())
+    assert content.keys() >= changes.keys()
+    (folder / "config.json").write_text(json.dumps(content | changes))
+    return folder
+
+
+def fewer(content):
+    content["annotations"] = content["annotations"][:2]
+
+
+def a_crowd(content):
+    content["annotations"][0]["iscrowd"] = 1
+
+
+def test_what_no_resumed_run_may_change(finished, scenes, tiny_folders, tmp_path):
+    """Each of these would go on with other losses, or compare its AP with one that was measured elsewhere."""
+    model = tiny_folders["rt_detr_student"]
+    wider = other_configuration(tmp_path / "wider", model, weight_loss_giou=50.0)
+    changes = {
+        "student's reading": [{"model": wider}, {"box_frame": "canvas"}],
+        "training data": [{"data": edited(scenes, tmp_path / "crowd", a_crowd, "train")}],
+        "validation data": [{"data": edited(scenes, tmp_path / "other", fewer, "val")}],
+        "dataloader_drop_last": [{"dataloader_drop_last": True}],
+    }
+    resumed = {"max_steps": 3, "resume_from_checkpoint": str(finished.folder / "checkpoints" / "checkpoint-2")}
+    for key, ways in changes.items():
+        for way in ways:
+            given = {"model": model, "data": scenes, **resumed, **EVERY_STEP} | way
+            with pytest.raises(CheckpointError, match=f"belongs to another run: its {key} is"):
+                train(tmp_path / "run", **given)

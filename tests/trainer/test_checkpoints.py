@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -163,3 +164,29 @@ def test_the_oldest_go_but_neither_the_newest_nor_the_best(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-6"}
     checkpoints.rotate(tmp_path, 1, newest, None)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-6"}
+
+
+def test_the_oldest_is_the_one_of_the_least_step_whenever_it_was_copied(tmp_path):
+    write(tmp_path, 50, 100, 150)
+    for step, time in ((100, 1e9), (50, 1e9 + 5), (150, 1e9 + 90)):
+        os.utime(tmp_path / f"checkpoint-{step}", (time, time))
+    checkpoints.rotate(tmp_path, 2, tmp_path / "checkpoint-150", None)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-100", "checkpoint-150"}
+
+
+def test_a_run_that_goes_on_from_an_earlier_checkpoint_does_not_go_back_to_later_ones(tmp_path):
+    write(tmp_path, 50, 75, 100)
+    checkpoints.set_aside(tmp_path, tmp_path / "checkpoint-100")
+    assert checkpoints.latest(tmp_path).name == "checkpoint-100"
+    checkpoints.set_aside(tmp_path, tmp_path / "checkpoint-50")
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-50", "abandoned-75", "abandoned-100"}
+    assert checkpoints.latest(tmp_path).name == "checkpoint-50"
+    checkpoints.forget_abandoned(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-50"}
+
+
+def test_checkpoints_of_another_folder_set_nothing_aside(tmp_path):
+    write(tmp_path / "one", 50)
+    write(tmp_path / "two", 75)
+    checkpoints.set_aside(tmp_path / "two", tmp_path / "one" / "checkpoint-50")
+    assert checkpoints.latest(tmp_path / "two").name == "checkpoint-75"

@@ -92,3 +92,27 @@ def test_the_schedules_arguments_are_part_of_what_a_resumed_run_must_keep(tmp_pa
     one = config(tmp_path, lr_scheduler_kwargs={"num_cycles": 1}).trajectory()
     assert one["lr_scheduler_kwargs"] == {"num_cycles": 1}
     assert config(tmp_path).trajectory()["lr_scheduler_kwargs"] == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("data_seed", 9),
+        ("dataloader_drop_last", True),
+        ("ignore_data_skip", True),
+        ("optim_args", "momentum=0.9"),
+        ("train_sampling_strategy", "sequential"),
+    ],
+)
+def test_what_decides_which_images_a_step_sees_must_be_kept_too(tmp_path, name, value):
+    one, other = config(tmp_path).trajectory(), config(tmp_path, **{name: value}).trajectory()
+    assert {key for key in one if one[key] != other[key]} == {name}
+
+
+def test_several_processes_get_as_many_batches_each(tmp_path, monkeypatch):
+    uneven = {"even_batches": False}
+    assert config(tmp_path, accelerator_config=uneven).accelerator_config.even_batches is False  # alone, it may
+    monkeypatch.setattr(DistillationConfig, "world_size", 2)
+    config(tmp_path)
+    with pytest.raises(ConfigError, match="accelerator_config has even_batches false, but there are 2 processes"):
+        config(tmp_path, accelerator_config=uneven)

@@ -12,8 +12,9 @@ from transformers import TrainerCallback
 
 from builders_runs import edited, entries_of
 from builders_trainer import adapter_of, trainer_of
-from qskd.errors import DataError, OutOfMemory, SavingError
+from qskd.errors import ConfigError, DataError, OutOfMemory, SavingError
 from qskd.files import whole_file, whole_folder, write_whole
+from qskd.runs.folder import RunFolder
 from qskd.trainer import checkpoints, failures
 from qskd.trainer.saving import recover
 
@@ -183,6 +184,62 @@ def test_too_little_memory_says_what_to_give_instead(tmp_path, scenes, error):
     resumed = trainer_of(tmp_path, scenes, adapter_of("detr"), **halved)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-2"))
     assert resumed.state.global_step == 4
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (8, "8 images at a time. --per_device_eval_batch_size 4 needs less"),
+        (1, "one image at a time. A smaller --image"),
+    ],
+)
+def test_too_little_memory_in_an_evaluation_is_not_blamed_on_training(tmp_path, scenes, monkeypatch, images, said):
+    options = SAVED | {"eval_strategy": "steps", "eval_steps": 3, "per_device_eval_batch_size": images}
+    trainer = trainer_of(tmp_path, scenes, adapter_of("detr"), **options)
+
+    def fails(*arguments, **more):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("qskd.trainer.trainer.evaluate_detector", fails)
+    with pytest.raises(OutOfMemory) as caught:
+        trainer.train()
+    text = str(caught.value)
+    assert f"The evaluation after step 3 does not fit into the machine's memory: {said}" in text
+    assert "train_batch_size" not in text
+    assert "checkpoint-2" in text
+
+
+def test_too_little_memory_after_an_evaluation_is_that_of_a_step(tmp_path, scenes):
+    options = SAVED | {"eval_strategy": "steps", "eval_steps": 1}
+    trainer = trainer_of(tmp_path, scenes, adapter_of("detr"), **options)
+
+    def fails():
+        raise MemoryError
+
+    trainer.add_callback(At(2, fails))
+    with pytest.raises(OutOfMemory, match="Step 2 does not fit"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("strategy", ["no", "epoch"], ids=["nothing-kept", "best-kept"])
+def test_after_a_full_disk_at_the_first_checkpoint_the_message_says_what_works(tmp_path, scenes, monkeypatch, strategy):
+    run = tmp_path / "run"
+    folder = RunFolder(run)
+    folder.open(None)
+    options = {"max_steps": 1, "save_strategy": "epoch", "eval_strategy": strategy}
+    trainer = trainer_of(run, scenes, adapter_of("detr"), **options)
+    monkeypatch.setattr(torch, "save", half(torch.save, errno.ENOSPC))
+    with pytest.raises(SavingError) as caught, folder.claimed("train", {}):
+        trainer.train()
+    text = str(caught.value)
+    assert "nothing is lost" not in text
+    if strategy == "no":
+        assert text.endswith("No checkpoint had been written yet: start anew.")
+        assert folder.open(None) is None
+    else:
+        assert text.endswith(f"start anew, with another --output_dir or when {run} is removed.")
+        with pytest.raises(ConfigError, match=r"holds another run .config.yaml, best."):
+            folder.open(None)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -82,6 +84,38 @@ def test_a_signal_at_the_end_of_an_epoch_leaves_its_evaluation_to_the_resumed_ru
     assert_goes_on(tmp_path / "cut", scenes, whole, **options)
 
 
+AMID_AN_EPOCH = {"eval_strategy": "epoch", "save_strategy": "steps", "save_steps": 9, "max_steps": 2}
+
+
+def test_a_signal_in_a_last_step_amid_an_epoch_leaves_its_evaluation_to_the_resumed_run(tmp_path, scenes):
+    cut = build(tmp_path, scenes, **AMID_AN_EPOCH)
+    cut.add_callback(Signal(2, signal.SIGTERM))
+    with pytest.raises(Interrupted, match="after step 2"):
+        cut.train()
+    kept = tmp_path / "checkpoints" / "checkpoint-2"
+    assert not (tmp_path / "best").exists()
+    build(tmp_path, scenes, **AMID_AN_EPOCH).train(resume_from_checkpoint=str(kept))
+    assert [entry["step"] for entry in entries_of(tmp_path, "eval_AP")] == [2]
+    assert (tmp_path / "best" / "model.safetensors").is_file()
+
+
+def test_a_kill_in_the_last_evaluation_leaves_it_to_the_resumed_run(tmp_path, scenes, monkeypatch):
+    cut = build(tmp_path, scenes, **AMID_AN_EPOCH)
+    monkeypatch.setattr(cut, "evaluate", lambda *arguments, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cut.train()
+    kept = tmp_path / "checkpoints" / "checkpoint-2"
+    build(tmp_path, scenes, **AMID_AN_EPOCH).train(resume_from_checkpoint=str(kept))
+    assert [entry["step"] for entry in entries_of(tmp_path, "eval_AP")] == [2]
+
+
+@pytest.mark.parametrize(("delay", "is_due"), [(1, True), (2, False)])
+def test_no_evaluation_is_due_before_the_first_one_that_was_asked_for(tmp_path, scenes, delay, is_due):
+    options = {"eval_strategy": "epoch", "save_strategy": "steps", "save_steps": 4, "max_steps": 5}
+    build(tmp_path, scenes, **options, eval_delay=delay).train()
+    assert (tmp_path / "checkpoints" / "checkpoint-4" / "evaluation_due").is_file() is is_due
+
+
 @pytest.mark.parametrize("step", [4, 6], ids=["amid", "after-the-last-step"])
 def test_a_signal_during_an_evaluation_leaves_it_to_the_resumed_run(tmp_path, scenes, monkeypatch, step):
     whole = build(tmp_path / "whole", scenes)
@@ -101,6 +135,28 @@ def test_a_signal_during_an_evaluation_leaves_it_to_the_resumed_run(tmp_path, sc
     monkeypatch.undo()
     assert checkpoints.latest(tmp_path / "cut" / "checkpoints").name == f"checkpoint-{step}"
     assert_goes_on(tmp_path / "cut", scenes, whole)
+
+
+@pytest.mark.parametrize("strategy", ["epoch", "no"])
+def test_a_signal_after_the_last_moment_to_ask_is_heeded_too(tmp_path, scenes, monkeypatch, strategy):
+    """While the last checkpoint is written, or where none is: the run must not go on to measuring."""
+    options = {"save_strategy": strategy, "eval_strategy": "no", "max_steps": 2}
+    cut = build(tmp_path, scenes, **options)
+    place, name = (checkpoints, "rotate") if strategy == "epoch" else (cut, "_finalize_training")
+    goes_on = getattr(place, name)
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return goes_on(*arguments)
+
+    monkeypatch.setattr(place, name, signalled)
+    with pytest.raises(Interrupted, match=r"ended by SIGTERM after step 2\. The last complete checkpoint is .*-2:"):
+        cut.train()
+    monkeypatch.undo()
+    resumed = build(tmp_path, scenes, **options)
+    resumed.train(resume_from_checkpoint=str(checkpoints.latest(tmp_path / "checkpoints")))
+    wanted = weights(cut)
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in weights(resumed).items())
 
 
 def test_a_second_ctrl_c_leaves_at_once_and_the_last_checkpoint_stays(tmp_path, scenes, capfd):
@@ -153,3 +209,16 @@ def test_a_signal_before_the_first_step_leaves_no_checkpoint(tmp_path, scenes, m
     monkeypatch.setattr(trainer, "get_eval_dataloader", signalled)
     with pytest.raises(Interrupted, match=r"after step 0\. No checkpoint had been written yet"):
         trainer.train()
+
+
+@pytest.mark.slow
+def test_a_process_ends_although_what_loads_for_it_outlives_an_epoch():
+    """At its end multiprocessing sends SIGTERM to such processes, which go on at it, and waits for them."""
+    script = (
+        "from torch.utils.data import DataLoader\n"
+        "from qskd.trainer.interruptions import shield\n"
+        "loader = shield(DataLoader(list(range(4)), num_workers=1, persistent_workers=True))\n"
+        "print(len(list(loader)))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], timeout=60, capture_output=True, text=True, check=True)
+    assert ended.stdout == "4\n"

@@ -87,10 +87,12 @@ class DetectionIndex:
         return self.annotations.boxes[self.annotations.objects(image)]
 
     def fingerprint(self) -> str:
-        """SHA-256 over classes, file names, labels and boxes: what there is to learn from."""
+        """SHA-256 over classes, file names, labels, boxes and which of them are crowds: what there is to learn from."""
         digest = hashlib.sha256("\n".join((*self.class_names, *self.images.file_names)).encode())
         for column in (self.annotations.labels, self.annotations.file_boxes, self.annotations.starts):
             digest.update(np.ascontiguousarray(column).tobytes())
+        if self.annotations.is_crowd.any():
+            digest.update(np.ascontiguousarray(self.annotations.is_crowd, dtype=bool).tobytes())
         return digest.hexdigest()
 
     def ground_truth(self) -> dict[str, list[dict[str, Any]]]:

@@ -302,6 +302,12 @@ def configuration_fingerprint(model: nn.Module) -> str:
     return hashlib.sha256(json.dumps(_without_provenance(config.to_dict()), sort_keys=True).encode()).hexdigest()
 
 
+def reading_of(adapter: DetrAdapter) -> list[Any]:
+    """What beside its weights decides what a model says: its configuration, box frame and pixel normalisation."""
+    norm = adapter.pixel_norm
+    return [configuration_fingerprint(adapter.model)[:12], adapter.box_frame, [*norm.mean], [*norm.std]]
+
+
 def _without_provenance(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _without_provenance(entry) for key, entry in value.items() if key not in _PROVENANCE}

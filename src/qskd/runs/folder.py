@@ -36,7 +36,7 @@ _PATHS = frozenset(  # options that may name files or folders here
         "val_images",
     ]
 )
-_KEPT = ("checkpoints", "best", "last", "summary.json")  # what a run leaves behind that is worth something
+_KEPT = ("best", "last", "summary.json")  # what a run leaves behind, beside checkpoints, that is worth something
 
 
 class _NoAliases(yaml.SafeDumper):
@@ -146,8 +146,8 @@ class RunFolder:
     def _refuse_other_run(self, *, begun_is_mine: bool) -> None:
         if self.path.is_file():
             raise ConfigError(f"--output_dir {self.path} is a file; give a folder.")
-        taken = [name for name in ("config.yaml", *_KEPT) if (self.path / name).exists()]
-        if begun_is_mine and not any((self.path / name).exists() for name in ("summary.json", "best", "last")):
+        taken = [*(["config.yaml"] if self.config.exists() else []), *self._worth()]
+        if begun_is_mine and not any((self.path / name).exists() for name in _KEPT):
             return  # killed before its first checkpoint, it begins anew
         if taken:
             can_resume = checkpoints.latest(self.path / "checkpoints") is not None
@@ -155,6 +155,11 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path} holds another run ({', '.join(taken)}). Give another --output_dir, or {way_out}."
             )
+
+    def _worth(self) -> list[str]:
+        """What a run has left here that is worth something."""
+        kept = [name for name in _KEPT if (self.path / name).exists()]
+        return (["checkpoints"] if checkpoints.any_in(self.path / "checkpoints") else []) + kept
 
     @contextmanager
     def claimed(self, command: str, options: Mapping[str, Any]) -> Iterator[None]:
@@ -166,7 +171,7 @@ class RunFolder:
         try:
             yield
         except BaseException:
-            if self.is_main and not any((self.path / name).exists() for name in _KEPT):
+            if self.is_main and not self._worth():
                 self.config.unlink(missing_ok=True)
             raise
 

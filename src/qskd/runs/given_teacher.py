@@ -18,7 +18,7 @@ from qskd.losses.presets import DetrFacts, MethodSettings
 from qskd.losses.term import Term
 from qskd.models.adapter import DetrAdapter
 from qskd.models.folding import inference_engine
-from qskd.models.loading import weights_fingerprint
+from qskd.models.loading import reading_of, weights_fingerprint
 from qskd.runs.evaluating import evaluate_keeping
 from qskd.runs.training import measured_cost, one_image
 
@@ -86,6 +86,7 @@ class LoadedTeacher:
     precision: Literal["float32", "bfloat16"] | None = None
     facts: TeacherFacts = field(init=False)
     _fingerprint: str = field(init=False)
+    _reading: list[Any] = field(init=False)
     _cost: dict[str, Any] | None = field(default=None, init=False)
     _engine: DetrAdapter | None = field(default=None, init=False)
 
@@ -94,6 +95,7 @@ class LoadedTeacher:
         assert self.plain is not None
         self.facts = TeacherFacts.of(self.plain)
         self._fingerprint = weights_fingerprint(self.plain.model)
+        self._reading = reading_of(self.plain)
 
     def engine(self) -> DetrAdapter:
         """The copy that answers, on the run's device.
@@ -119,7 +121,8 @@ class LoadedTeacher:
     def identity(self) -> dict[str, Any]:
         """See ``GivenTeacher``."""
         # No epochs, so that no run that began with a cache goes on without it.
-        return {"cached epochs": None, "teacher precision": self.precision}
+        more = {"cached epochs": None, "teacher precision": self.precision}
+        return {"teacher's reading": self._reading, **more}
 
     def side(self, settings: MethodSettings, terms: Mapping[str, Term], size: ImageSize) -> TeacherSide:
         """See ``GivenTeacher``."""

@@ -108,7 +108,9 @@ class RecordedTeacher:
     def identity(self) -> dict[str, Any]:
         """See ``GivenTeacher``: which augmentations come, and how exactly the teacher's answers were kept."""
         content = self.cache.content
-        return {"cached epochs": self.cache.epochs, "cached seed": content.key["seed"], "cached as": dict(content.made)}
+        reading = {"teacher's reading": content.key["teacher's reading"]}
+        made = {"cached epochs": self.cache.epochs, "cached seed": content.key["seed"], "cached as": dict(content.made)}
+        return reading | made
 
     def side(self, settings: MethodSettings, terms: Mapping[str, Term], size: ImageSize) -> CachedTeacher:
         """See ``GivenTeacher``."""

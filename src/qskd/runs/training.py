@@ -21,7 +21,7 @@ from qskd.losses.set_prediction import SetPredictionLoss
 from qskd.models.adapter import DetrAdapter
 from qskd.models.folding import channels_last
 from qskd.models.initialising import freeze_backbone_norms
-from qskd.models.loading import structure_fingerprint, with_class_names
+from qskd.models.loading import reading_of, structure_fingerprint, with_class_names
 from qskd.models.processors import save_model
 from qskd.runs import building, picturing
 from qskd.runs.ending import ending
@@ -161,7 +161,10 @@ class Job:
             **more,
             "classes": list(self.splits.class_names),
             "student": f"{self.student.family} {structure_fingerprint(self.student.model)[:12]}",
+            "student's reading": reading_of(self.student),
             "training data": self.splits.train.fingerprint()[:12],
+            # The best AP so far was measured on it.
+            "validation data": self.splits.val.fingerprint()[:12] if self.splits.val is not None else None,
             "image size": plain_size(self.size),
             **augmentation,
             **self.config.trajectory(),

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers.trainer_callback import ProgressCallback
 from qskd.data.dataset import DetectionDataset
 from qskd.files import write_whole
 from qskd.trainer.ema import ModelAverage
+from qskd.trainer.resuming import Beginning, evaluations_without_gain
 
 _HIDDEN = {"epoch", "step", "total_flos", "learning_rate"}
 
@@ -49,10 +51,16 @@ class DataEpoch(TrainerCallback):
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every log entry to ``metrics.jsonl``; a resumed run first drops what it will log again."""
+    """Appends every log entry to ``metrics.jsonl``; a resumed run first drops what it will log again.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the file.
+        beginning: where the training begins, asked when it does.
+    """
+
+    def __init__(self, path: Path, beginning: Callable[[], Beginning] = Beginning) -> None:
         self.path = path
+        self.beginning = beginning
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -60,7 +68,8 @@ class MetricsFile(TrainerCallback):
         """Keep only the entries up to the step that training starts from."""
         if state.is_world_process_zero and self.path.is_file():
             entries = [_entry(line) for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines()]
-            kept = [entry for entry in entries if entry and not _comes_again(entry, args, state)]
+            begins = self.beginning()
+            kept = [entry for entry in entries if entry and not _comes_again(entry, args, state, begins)]
             write_whole(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
     def on_log(
@@ -124,8 +133,8 @@ class EarlyStopping(EarlyStoppingCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Go on counting where a checkpoint says, without the base class's demand to reload the best model."""
-        saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
-        self.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        self.early_stopping_patience_counter = evaluations_without_gain(state)
 
 
 def _entry(line: str) -> dict[str, Any]:
@@ -137,12 +146,14 @@ def _entry(line: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _comes_again(entry: dict[str, Any], args: TrainingArguments, state: TrainerState) -> bool:
+def _comes_again(entry: dict[str, Any], args: TrainingArguments, state: TrainerState, beginning: Beginning) -> bool:
     """Whether a run that starts from this state will log the entry itself."""
     step = entry.get("step", 0)
-    if step == state.global_step and args.eval_on_start and "eval_AP50" in entry:
-        return True
-    return step > state.global_step or "train_runtime" in entry
+    if step != state.global_step:
+        return step > state.global_step or "train_runtime" in entry
+    if "eval_AP50" in entry or "eval_runtime" in entry:
+        return beginning.owes_evaluation or (args.eval_on_start and not beginning.is_over)
+    return "train_runtime" in entry and not beginning.is_over
 
 
 def _line(state: TrainerState, logs: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@
 
 import json
 import logging
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ IDENTITY = "identity.json"
 STATE = "trainer_state.json"
 EVALUATION_DUE = "evaluation_due"
 UNFINISHED = ".unfinished"  # checkpoints are written in here and then moved
+ABANDONED = "abandoned-"  # and the step: a checkpoint of a way that the run has left
+_STEP = re.compile(r"checkpoint-(\d+)", re.ASCII)
 
 _log = logging.getLogger(__name__)
 
@@ -135,25 +138,56 @@ def clear(folder: Path) -> None:
     """Remove what an interrupted run left half written among its checkpoints."""
     if (folder / UNFINISHED).is_dir():
         remove(folder / UNFINISHED)
-    mend(folder, ["checkpoint-*", UNFINISHED])
+    mend(folder, ["checkpoint-*", f"{ABANDONED}*", UNFINISHED])
 
 
 def rotate(folder: Path, limit: int | None, newest: Path, best: str | None) -> None:
     """Remove the oldest checkpoints beyond a number, but neither the newest nor the one of the best step."""
     if limit is None or limit <= 0:
         return
-    found = [Path(path) for path in sort_checkpoints(str(folder), use_mtime=True)]
+    found = [Path(path) for path in sort_checkpoints(str(folder), use_mtime=False)]  # by step: copying changes times
     kept = {newest, Path(best)} & set(found) if best else {newest}
     surplus = len(found) - max(limit, len(kept))
     for path in [path for path in found if path not in kept][: max(surplus, 0)]:
         remove(path)
 
 
+def set_aside(folder: Path, resumed: Path) -> None:
+    """Rename the checkpoints of later steps than the one that a run in this folder goes on from.
+
+    They lie on another way than the run takes now, and ``latest`` would go back to it.
+    """
+    if resumed.resolve().parent != folder.resolve() or not (found := _STEP.fullmatch(resumed.name)):
+        return
+    for path in [path for path in folder.iterdir() if _STEP.fullmatch(path.name) and path.is_dir()]:
+        step = int(path.name.rsplit("-", 1)[1])
+        if step > int(found.group(1)):
+            aside = folder / f"{ABANDONED}{step}"
+            if aside.is_dir():
+                remove(aside)
+            path.rename(aside)
+            _log.warning("%s is of a later step than the one resumed from; it was renamed to %s.", path, aside.name)
+
+
+def forget_abandoned(folder: Path) -> None:
+    """Remove what ``set_aside`` has renamed: the run has a checkpoint of its own now."""
+    for path in folder.glob(f"{ABANDONED}*"):
+        remove(path)
+
+
+def any_in(folder: Path) -> bool:
+    """Whether there is a checkpoint, complete or not, also one that stepped aside when a kill came."""
+    return any(path.is_dir() for pattern in ("checkpoint-*", ".checkpoint-*.old") for path in folder.glob(pattern))
+
+
 def way_back(folder: Path) -> str:
     """What to tell somebody whose run has ended early: ``folder`` holds its checkpoints."""
     last = latest(folder)
     if last is None:
-        return "No checkpoint had been written yet: start anew."
+        run = folder.parent
+        is_taken = any((run / name).is_dir() for name in ("best", "last")) or any_in(folder)
+        how = f", with another --output_dir or when {run} is removed" if is_taken else ""
+        return f"No checkpoint had been written yet: start anew{how}."
     return (
         f"The last complete checkpoint is {last}: the same command with --resume_from_checkpoint last goes on from it."
     )

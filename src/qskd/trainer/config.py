@@ -41,15 +41,20 @@ _TRAJECTORY = (  # decide what a run learns, so they must stay when it is resume
     "adam_epsilon",
     "backbone_lr_scale",
     "bf16",
+    "data_seed",
+    "dataloader_drop_last",
     "detection_weight",
     "distillation_warmup_steps",
     "ema_decay",
     "fp16",
+    "ignore_data_skip",
     "learning_rate",
     "lr_scheduler_type",
     "max_grad_norm",
     "optim",
+    "optim_args",
     "seed",
+    "train_sampling_strategy",
     "warmup_steps",
     "weight_decay",
 )
@@ -123,6 +128,7 @@ class DistillationConfig(TrainingArguments):
         self._check_loggers()
         super().__post_init__()
         self._check_schedule()
+        self._check_processes()
         if self.device.type != "cuda":
             self.dataloader_pin_memory = False
         # One process uses one device: nn.DataParallel cannot split a Batch. `torchrun` uses them all.
@@ -159,6 +165,14 @@ class DistillationConfig(TrainingArguments):
         except (TypeError, ValueError, KeyError) as error:
             name = SchedulerType(self.lr_scheduler_type).value
             raise ConfigError(f"lr_scheduler_kwargs {kwargs} do not fit lr_scheduler_type {name}: {error}") from error
+
+    def _check_processes(self) -> None:
+        """Refuse batches that are dealt out unevenly: processes would wait for each other in the last ones."""
+        if self.world_size > 1 and self.accelerator_config.even_batches is False:
+            raise ConfigError(
+                f"accelerator_config has even_batches false, but there are {self.world_size} processes: some would "
+                "have no batch left where others wait for them. Leave it out."
+            )
 
     def _check_loggers(self) -> None:
         """Refuse a logger that does not exist or whose library is not installed; transformers would say so later."""

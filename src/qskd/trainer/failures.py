@@ -97,6 +97,14 @@ class Load:
         return "half precision" if self.is_half else "float32"
 
 
+def advice_for_evaluation(images: int) -> str:
+    """What makes an evaluation of so many images at a time take less memory."""
+    if images > 1:
+        less = f"--per_device_eval_batch_size {images // 2}"
+        return f"{images} images at a time. {less} needs less, and the run stays the same."
+    return "one image at a time. A smaller --image_size needs less, but makes another run: give a new --output_dir."
+
+
 def memory_in_words(device: torch.device) -> str:
     """What a GPU has and what was taken of it; nothing for other devices."""
     if device.type != "cuda":

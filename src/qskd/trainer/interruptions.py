@@ -1,8 +1,10 @@
 """Ctrl-C and a scheduler's SIGTERM while a run trains: the step is finished, a checkpoint written, the run left."""
 
+import atexit
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import FrameType, TracebackType
@@ -12,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from qskd.errors import Interrupted
 
+_shielded: weakref.WeakSet[Any] = weakref.WeakSet()
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
@@ -63,7 +66,16 @@ def shield(loader: Any) -> Any:
     """
     inner = getattr(loader, "base_dataloader", loader)  # accelerate's has it inside
     inner.worker_init_fn = partial(_go_on, inner.worker_init_fn)
+    _shielded.add(inner)
     return loader
+
+
+@atexit.register
+def _end_loading() -> None:
+    """End loading processes that outlive an epoch: multiprocessing asks them with SIGTERM, and waits without end."""
+    for loader in list(_shielded):
+        if (iterator := getattr(loader, "_iterator", None)) is not None:
+            iterator._shutdown_workers()
 
 
 def _go_on(begin: Callable[[int], Any] | None, worker: int) -> None:
@@ -113,8 +125,9 @@ class EndAfterStep(TrainerCallback):
         self._is_ending = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask; the end of an epoch is left to ``on_epoch_end``, where its evaluation is known to be due."""
-        if not is_whole(state.epoch) and self.in_step():
+        """Ask; the end of an epoch or run is left to ``on_epoch_end``, where its evaluation is known to be due."""
+        is_over = is_whole(state.epoch) or state.global_step >= state.max_steps
+        if not is_over and self.in_step():
             self._leave(control)
 
     def on_epoch_end(

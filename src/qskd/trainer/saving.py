@@ -1,5 +1,6 @@
 """A ``Trainer`` whose runs survive: checkpoints whole or not at all, signals heeded, failures that say how to go on."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from qskd.trainer import checkpoints, failures
 from qskd.trainer.agreement import decided
 from qskd.trainer.interruptions import EndAfterStep, EvaluationCut, Signals, is_whole, name_of
 from qskd.trainer.links import refuse_links
+from qskd.trainer.resuming import Beginning, RunIsOver
 
 KEPT = ("best", "last")  # models of a run folder
 
@@ -41,14 +43,17 @@ class SafeTrainer(Trainer):
     """
 
     run_folder: Path
+    control: Any  # the base class sets it
     batch_shape: tuple[int, ...] | None = None  # [images, 3, H, W] of the newest micro-batch
     step_is_last = False  # whether a signal had come, to any process, when the step began
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.signals = Signals()
+        self.beginning = Beginning()
         self._owes_evaluation = False
         self._evaluated_step = -1
+        self._is_measuring = False
         self._destination: Path | None = None  # of checkpoints, while one is written
 
     # ---- the way out -------------------------------------------------------------------------------------
@@ -111,7 +116,7 @@ class SafeTrainer(Trainer):
     def _not_written(self, reason: str, error: BaseException) -> str:
         place = getattr(error, "filename", None) or self.run_folder
         needed = failures.room(self.run_folder, self._checkpoint_size())
-        return f"{place}: {reason}. {needed} Mend that, and nothing is lost. {self.way_back()}"
+        return f"{place}: {reason}. {needed} Mend that. {self.way_back()}"
 
     def _checkpoint_size(self) -> int:
         states = [self.model.state_dict(), *(self.optimizer.state.values() if self.optimizer is not None else ())]
@@ -121,6 +126,12 @@ class SafeTrainer(Trainer):
 
     def _no_memory(self) -> str:
         args, shape = self.args, self.batch_shape
+        where = "the machine's memory" if args.device.type == "cpu" else "the device's memory"
+        where += failures.memory_in_words(args.device)
+        if self._is_measuring:
+            advice = failures.advice_for_evaluation(args.per_device_eval_batch_size)
+            what = f"The evaluation after step {self.state.global_step}"
+            return f"{what} does not fit into {where}: {advice} {self.way_back()}"
         load = failures.Load(
             args.per_device_train_batch_size,
             args.gradient_accumulation_steps,
@@ -128,16 +139,13 @@ class SafeTrainer(Trainer):
             args.bf16 or args.fp16,
             args.device.type != "cpu",
         )
-        where = "the machine's memory" if args.device.type == "cpu" else "the device's memory"
-        return (
-            f"Step {self.state.global_step + 1} does not fit into {where}{failures.memory_in_words(args.device)}: "
-            f"{load.in_words()}. {load.advice()} {self.way_back()}"
-        )
+        what = f"Step {self.state.global_step + 1} does not fit into {where}: {load.in_words()}."
+        return f"{what} {load.advice()} {self.way_back()}"
 
     # ---- training ----------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> TrainOutput:
-        """As the base class; a signal ends it with a checkpoint.
+        """As the base class; a signal ends it with a checkpoint, and a run that is over gains no step.
 
         Raises:
             Interrupted: a signal came.
@@ -145,9 +153,19 @@ class SafeTrainer(Trainer):
         """
         if self.args.should_save:
             recover(self.run_folder)
+        self._is_measuring = False
         with self.signals, self.told():
+            self.beginning = self._beginning(resume_from_checkpoint)
+            if self.args.should_save and resume_from_checkpoint:
+                checkpoints.set_aside(self.run_folder / "checkpoints", Path(str(resume_from_checkpoint)))
             try:
-                return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+                if self.beginning.is_over:
+                    self._restore(str(resume_from_checkpoint))
+                    outcome = self._leave()
+                else:
+                    outcome = super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+            except RunIsOver:
+                outcome = self._leave()
             except RuntimeError as error:
                 if self.signals.received is None or "DataLoader worker" not in str(error):
                     raise
@@ -155,33 +173,69 @@ class SafeTrainer(Trainer):
                 if self.accelerator.num_processes == 1:
                     self._save_checkpoint(self.model, None)
                 self._end()
+            if self.asked_to_end():  # too late for a callback to hear of it, in the last checkpoint for example
+                self._keep_end()
+                self._end()
+        return outcome
+
+    def _beginning(self, checkpoint: str | bool | None) -> Beginning:
+        if not checkpoint:
+            return Beginning()
+        return decided(lambda: Beginning.at(Path(str(checkpoint)), self.args, len(self.train_dataset)))
+
+    def _restore(self, checkpoint: str) -> None:
+        """A run that is over as it was, but for the evaluation that it owes."""
+        self._load_from_checkpoint(checkpoint)
+        self.state = TrainerState.load_from_json(str(Path(checkpoint) / checkpoints.STATE))
+        self.state.is_local_process_zero = self.is_local_process_zero()  # the first process wrote the file
+        self.state.is_world_process_zero = self.is_world_process_zero()
+        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        self._settle()
+
+    def _leave(self) -> TrainOutput:
+        self.is_in_train = False
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        return TrainOutput(self.state.global_step, math.nan, {})
+
+    def _keep_end(self) -> None:
+        """A checkpoint of the end, if there is none and this is no run that was over when it began."""
+        there = self.run_folder / "checkpoints" / f"checkpoint-{self.state.global_step}"
+        if not self.beginning.is_over and not decided(there.is_dir):
+            self._save_checkpoint(self.model, None)
 
     def _evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
         """As the base class; when a signal comes, the checkpoint says that the evaluation is due."""
         random_state = torch.get_rng_state()
+        self._is_measuring = True
         try:
             metrics: dict[str, float] = super()._evaluate(*args, **options)
         except EvaluationCut:
             torch.set_rng_state(random_state)  # a DataLoader has drawn its seed
-            if self.state.global_step > 0:
+            if self.state.global_step > 0 and not self.beginning.is_over:  # else the checkpoint says so already
                 self._owe(True)
                 self._save_checkpoint(self.model, None)
             self._end()
+        self._is_measuring = False  # an error leaves it set, for what is said about it
         self._evaluated_step = self.state.global_step
         return metrics
 
-    def settle(self, checkpoint: str) -> None:
+    def _settle(self) -> None:
         """The evaluation that the run was to make when it was cut off."""
-        wanted = self.args.eval_strategy != IntervalStrategy.NO
-        if wanted and decided((Path(checkpoint) / checkpoints.EVALUATION_DUE).is_file):
+        if self.beginning.owes_evaluation:
             metrics = self._evaluate(None, None)
             self._determine_best_metric(metrics, None)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """As the base class, and then what is due: the evaluation sees the random state that it would have seen."""
+        """As the base class, and then what is due: the evaluation sees the random state that it would have seen.
+
+        Raises:
+            RunIsOver: that evaluation was the last.
+        """
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
-            self.settle(checkpoint)
+            self._settle()
+            if self.control.should_training_stop:  # it is looked at after a step, which would be one too many
+                raise RunIsOver
 
     # ---- checkpoints -------------------------------------------------------------------------------------
 
@@ -204,6 +258,7 @@ class SafeTrainer(Trainer):
             if self.args.should_save:
                 put(fresh / name, place / name)
                 fresh.rmdir()
+                checkpoints.forget_abandoned(place)
                 checkpoints.rotate(place, self.args.save_total_limit, place / name, self.state.best_model_checkpoint)
             self.accelerator.wait_for_everyone()  # none leaves, or names the last checkpoint, before it is there
         except BaseException:
@@ -222,9 +277,14 @@ class SafeTrainer(Trainer):
         if self.state.best_global_step and is_there:
             self.state.best_model_checkpoint = str(best)
         self.state.save_to_json(str(fresh / checkpoints.STATE))
-        at_end = self.args.eval_strategy == IntervalStrategy.EPOCH and is_whole(self.state.epoch)
-        if self._owes_evaluation or (at_end and self._evaluated_step != self.state.global_step):
+        if self._evaluated_step != self.state.global_step and (self._owes_evaluation or self._is_to_evaluate()):
             (fresh / checkpoints.EVALUATION_DUE).touch()
+
+    def _is_to_evaluate(self) -> bool:
+        """Whether an evaluation follows this step, once the epoch or the run is over."""
+        is_over = is_whole(self.state.epoch) or self.state.global_step >= self.state.max_steps
+        is_late = self.state.epoch is not None and self.state.epoch >= self.args.eval_delay
+        return self.args.eval_strategy == IntervalStrategy.EPOCH and is_over and is_late
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """As the base class, once the checkpoint is where it stays."""

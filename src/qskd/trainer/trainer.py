@@ -12,9 +12,7 @@ import torch
 from accelerate.utils import broadcast, gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import TrainOutput
 
 from qskd.data.batch import Batch, collate
 from qskd.data.dataset import DetectionDataset
@@ -115,7 +113,7 @@ class DistillationTrainer(SafeTrainer):
     def _install_callbacks(self) -> None:
         for default in (ProgressCallback, PrinterCallback):
             self.remove_callback(default)
-        self.add_callback(MetricsFile(self.run_folder / "metrics.jsonl"))
+        self.add_callback(MetricsFile(self.run_folder / "metrics.jsonl", lambda: self.beginning))
         self.add_callback(Console())
         if isinstance(self.train_dataset, DetectionDataset):
             self.add_callback(DataEpoch(self.train_dataset))
@@ -126,18 +124,6 @@ class DistillationTrainer(SafeTrainer):
         if self.save_student is not None:
             self.add_callback(BestBelongs(self.run_folder / "best"))
         self.add_callback(self.ending())
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> TrainOutput:
-        """As the base class; a checkpoint at or beyond the last step is restored, and no step is added to it."""
-        state = Path(str(resume_from_checkpoint)) / "trainer_state.json"
-        if resume_from_checkpoint and state.is_file():
-            reached = TrainerState.load_from_json(str(state))
-            if reached.global_step >= self.args.steps_for(len(self.train_dataset)):
-                self.state = reached
-                self._load_from_checkpoint(str(resume_from_checkpoint))
-                self.settle(str(resume_from_checkpoint))
-                return TrainOutput(reached.global_step, math.nan, {})
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
 
     # ---- a step ------------------------------------------------------------------------------------------
 
