@@ -121,8 +121,8 @@ class LoadedTeacher:
     def identity(self) -> dict[str, Any]:
         """See ``GivenTeacher``."""
         # No epochs, so that no run that began with a cache goes on without it.
-        more = {"cached epochs": None, "teacher precision": self.precision}
-        return {"teacher's reading": self._reading, **more}
+        cached = {"cached epochs": None}
+        return {**cached, "teacher precision": self.precision, "teacher's reading": self._reading}
 
     def side(self, settings: MethodSettings, terms: Mapping[str, Term], size: ImageSize) -> TeacherSide:
         """See ``GivenTeacher``."""
