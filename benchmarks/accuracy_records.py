@@ -122,7 +122,7 @@ def _record(place: Workplace, cell: Cell, path: Path) -> Record:
         inherited=_share_inherited(place, notes),
         train_images=summary["train_images"],
         image_size=tuple(summary["image_size"]),
-        curve=tuple((one["step"], one["eval_AP"]) for one in evaluations if "eval_AP" in one),
+        curve=tuple({one["step"]: one["eval_AP"] for one in evaluations if "eval_AP" in one}.items()),
         changed=_is_changed(place, cell),
     )
 
