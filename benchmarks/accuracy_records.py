@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def _record(place: Workplace, cell: Cell, path: Path) -> Record:
         inherited=_share_inherited(place, notes),
         train_images=summary["train_images"],
         image_size=tuple(summary["image_size"]),
-        curve=tuple({one["step"]: one["eval_AP"] for one in evaluations if "eval_AP" in one}.items()),
+        curve=tuple((one["step"], one["eval_AP"]) for one in evaluations if "eval_AP" in one),
         changed=_is_changed(place, cell),
     )
 
@@ -151,8 +152,17 @@ def _last_metrics(summary: Mapping[str, Any], evaluations: list[dict[str, Any]])
 
 
 def _evaluations(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [entry for entry in map(json.loads, lines) if "eval_AP50" in entry]
+    """The evaluations of a run, in order.
+
+    Raises:
+        ValueError: a step stands twice in the log: two calls have trained the cell at once, over each other's files.
+    """
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for kind in ("loss", "eval_AP50"):
+        steps = [entry["step"] for entry in entries if kind in entry]
+        if any(later <= step for step, later in pairwise(steps)):
+            raise ValueError("its log goes back in steps, as when two calls train a cell at once; train it again")
+    return [entry for entry in entries if "eval_AP50" in entry]
 
 
 def _train_seconds(

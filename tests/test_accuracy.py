@@ -324,6 +324,16 @@ def test_a_finished_cell_that_cannot_be_read_is_named_and_the_others_stay(parts,
     assert problems[0].startswith("cells/bccd/d_fine/none/seed0: ")
 
 
+@pytest.mark.parametrize("key", ["loss", "eval_AP50"])
+def test_a_cell_that_two_calls_trained_at_once_does_not_count(parts, tmp_path, key):
+    lines = [json.dumps({"step": step, key: 1.0}) for step in (1, 2, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines[:2] + lines[3:]))
+    parts["records"]._evaluations(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="goes back in steps"):
+        parts["records"]._evaluations(tmp_path)
+
+
 # ---- running -------------------------------------------------------------------------------------------------
 
 
