@@ -6,7 +6,7 @@ from typing import Any
 
 import matplotlib as mpl
 from accuracy_grid import BASELINE
-from accuracy_tables import CONFIDENCE, Table, mean_curve, seconds_per_step
+from accuracy_tables import CONFIDENCE, Table, has_one_curve, mean_curve, seconds_per_step
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -49,9 +49,9 @@ def _draw_costs(panel: Any, table: Table) -> None:
     whole = base.records[0].steps if base else 1
     for number, row in enumerate(table.rows):
         records = [record for record in row.records if record.curve]
-        own = seconds_per_step(records) if records else None
-        if not records:
+        if not has_one_curve(records):
             continue
+        own = seconds_per_step(records)
         curve = mean_curve(records)
         scale = own / unit if own and unit else 1.0
         steps = [0.0, *(scale * step / whole for step, _ in curve)]

@@ -182,12 +182,14 @@ class Runner:
         self._running.append(Sitting(task, process, lock, step, time.monotonic()))
 
     def _note_start(self, task: Task, step: int) -> None:
-        earlier = notes_of(task.folder).get("sittings", [])
+        before = notes_of(task.folder)
+        earlier = before.get("sittings", [])
         sitting = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "from_step": step}
         notes = {
             "commit": commit(),
             "hardware": hardware(),
             "jobs": self.jobs,
+            "errors": before.get("errors", 0),
             **task.facts,
             "sittings": [*earlier, sitting],
         }
@@ -207,14 +209,14 @@ class Runner:
                 self._give_up(sitting)
 
     def _give_up(self, sitting: Sitting) -> None:
-        """What ended by a signal goes on with the next call, an error counts; a second one begins anew."""
+        """What ended by a signal goes on with the next call; an error counts, and after a second one it begins anew."""
         task, status = sitting.task, sitting.process.returncode
         self.failed.add(task.name)
         if status < 0 or status in _BY_SIGNAL:
             _say(f"{task.name}: ended by a signal (exit status {status}), to be continued")
             return
-        errors = notes_of(task.folder).get("failed", 0) + 1
-        _write(task, notes_of(task.folder) | {"failed": errors})
+        errors = notes_of(task.folder).get("errors", 0) + 1
+        _write(task, notes_of(task.folder) | {"errors": errors, "failed": status})
         if errors > 1:
             shutil.rmtree(task.folder / "checkpoints", ignore_errors=True)
         lines = (task.folder / _LOG).read_text(errors="replace").strip().splitlines()

@@ -122,7 +122,7 @@ def cost_shares(records: Sequence[Record], baseline: Sequence[Record]) -> tuple[
     seeds = {record.seed for record in records} & {record.seed for record in baseline}
     ours = [record for record in records if record.seed in seeds and record.curve]
     theirs = [record for record in baseline if record.seed in seeds]
-    if not ours or not theirs or len({tuple(step for step, _ in one.curve) for one in ours}) > 1:
+    if not theirs or not has_one_curve(ours):
         return None, None
     steps = crossing(mean_curve(ours), mean(record.ap for record in theirs))
     if steps is None:
@@ -130,6 +130,11 @@ def cost_shares(records: Sequence[Record], baseline: Sequence[Record]) -> tuple[
     own, base = seconds_per_step(ours), seconds_per_step(theirs)
     share = steps / mean(record.steps for record in theirs)
     return share, share * own / base if own is not None and base else None
+
+
+def has_one_curve(records: Sequence[Record]) -> bool:
+    """Whether AP was measured on the way, after the same steps in all records."""
+    return len({tuple(step for step, _ in one.curve) for one in records}) == 1 and bool(records[0].curve)
 
 
 def mean_curve(records: Sequence[Record]) -> list[tuple[int, float]]:
@@ -237,7 +242,7 @@ def _interval(gain: Paired | None) -> str:
 
 def _shares(row: MethodRow) -> str:
     if row.share_of_steps is None:
-        return "not reached" if row.records[0].curve and row.gain is not None else ""
+        return "not reached" if has_one_curve(row.records) and row.gain is not None else ""
     time = f", {row.share_of_time:.0%}" if row.share_of_time is not None else ""
     return f"{row.share_of_steps:.0%}{time}"
 

@@ -14,6 +14,7 @@ import torch
 import yaml
 from torch import nn
 
+from builders_runs import complete_checkpoint
 from qskd.cli.parsing import parse
 from qskd.data.sources import open_source
 from qskd.errors import ConfigError
@@ -352,16 +353,32 @@ def test_a_cell_that_another_process_trains_is_left_alone(parts, tmp_path):
     os.close(lock)
     assert not parts["running"].Runner({"t": task}).run(), "begun now; it ends without a summary"
     assert not (tmp_path / "cell" / "mine").exists()
-    assert json.loads((tmp_path / "cell" / "cell.json").read_text())["failed"] == 1
+    assert json.loads((tmp_path / "cell" / "cell.json").read_text())["errors"] == 1
 
 
-@pytest.mark.parametrize(("expected", "starts"), [(300, True), (425, True), (470, True), (495, True), (600, True)])
-def test_there_is_no_time_that_a_cell_can_take_and_never_be_begun(parts, tmp_path, expected, starts):
+def test_a_cell_begins_anew_after_a_second_error(parts, tmp_path):
+    task = task_of(parts, tmp_path / "cell", "train", "--no_such_option")
+    complete_checkpoint(tmp_path / "cell" / "checkpoints" / "checkpoint-2", 2)
+    kept = []
+    for _ in range(2):
+        assert not parts["running"].Runner({"t": task}).run()
+        kept.append((tmp_path / "cell" / "checkpoints").is_dir())
+    assert kept == [True, False]
+
+
+def test_records_with_unlike_curves_have_no_mean_curve_and_are_not_called_too_weak(parts):
+    unlike = [record(parts, method="qskd", seed=seed, curve=((10 + seed, 0.1), (100, 0.9))) for seed in (0, 1)]
+    tables = parts["tables"].tables_of([*unlike, record(parts), record(parts, seed=1)])
+    assert "not reached" not in parts["tables"].as_markdown(tables)
+
+
+@pytest.mark.parametrize("expected", [300, 425, 470, 495, 600])
+def test_there_is_no_time_that_a_cell_can_take_and_never_be_begun(parts, tmp_path, expected):
     done = task_of(parts, tmp_path / "done")
     finish(tmp_path, SimpleNamespace(name="done"), 0.1)
     (tmp_path / "done" / "cell.json").write_text(json.dumps({"kind": "k", "seconds": expected}))
     tasks = {"done": done, "t": task_of(parts, tmp_path / "t")}
-    assert (parts["running"].Runner(tasks, minutes=8.5)._next() is not None) is starts
+    assert parts["running"].Runner(tasks, minutes=8.5)._next() is not None
 
 
 # ---- what cells need -----------------------------------------------------------------------------------------

@@ -1,15 +1,12 @@
 """What `qskd cache` says of its pass: how far it is, how much it keeps, and how to go on when it ends early."""
 
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from qskd.errors import Interrupted, OutOfMemory, QskdError
 from qskd.reporting.tables import duration
-from qskd.trainer.failures import is_no_memory
-from qskd.trainer.interruptions import name_of
+from qskd.runs.ending import says_how_to_go_on
 
 _PATIENCE = 5.0  # seconds between two lines of progress
 
@@ -48,28 +45,10 @@ def in_bytes(size: float) -> str:
     return f"{size / 1024:.0f} KiB"
 
 
-@contextmanager
-def continuable(folder: Path) -> Iterator[None]:
-    """A pass within, which says how to go on when a signal or too little memory ends it.
-
-    Raises:
-        Interrupted: Ctrl-C was pressed, or SIGTERM came.
-        OutOfMemory: the teacher takes more memory than there is.
-    """
-    try:
-        yield
-    except QskdError:
-        raise
-    except KeyboardInterrupt as error:
-        number = error.signal if isinstance(error, Interrupted) else signal.SIGINT
-        said = str(error) or f"ended by {name_of(number)}"
-        raise Interrupted(
-            f"{said}. What is finished is kept in {folder}: the same command goes on from there.", number
-        ) from error
-    except (RuntimeError, MemoryError) as error:
-        if not is_no_memory(error):
-            raise
-        raise OutOfMemory(
-            "There is not enough memory for the teacher with a batch. Give a smaller --batch_size, a smaller "
-            "--image_size, or --bf16; what is finished is kept."
-        ) from error
+def continuable(folder: Path) -> AbstractContextManager[None]:
+    """A pass within, which says how to go on when it ends early; errors as of ``says_how_to_go_on``."""
+    return says_how_to_go_on(
+        lambda: f"What is finished is kept in {folder}: the same command goes on from there.",
+        "There is not enough memory for the teacher with a batch. Give a smaller --batch_size, a smaller --image_size, "
+        "or --bf16.",
+    )

@@ -2,8 +2,8 @@
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 from qskd.errors import Interrupted, OutOfMemory, QskdError
@@ -13,13 +13,27 @@ from qskd.trainer.failures import is_no_memory
 from qskd.trainer.interruptions import name_of
 
 
+def ending(folder: RunFolder) -> AbstractContextManager[None]:
+    """Whatever ends the run within says how to go on; errors as of ``says_how_to_go_on``."""
+    return says_how_to_go_on(
+        lambda: _way_back(folder),
+        "There is not enough memory for the models with a batch. Give a smaller --per_device_train_batch_size "
+        "with more --gradient_accumulation_steps, a smaller --per_device_eval_batch_size, a smaller --image_size, "
+        "or --bf16.",
+    )
+
+
 @contextmanager
-def ending(folder: RunFolder) -> Iterator[None]:
-    """Whatever ends the run within says how to go on.
+def says_how_to_go_on(way_back: Callable[[], str], memory_advice: str) -> Iterator[None]:
+    """Work within, whose early end by a signal or for lack of memory is followed by the way back.
+
+    Args:
+        way_back: how to go on, as a sentence; asked when the end has come.
+        memory_advice: what takes less memory.
 
     Raises:
-        Interrupted: Ctrl-C was pressed.
-        OutOfMemory: the preflight, or the measuring, takes more memory than there is.
+        Interrupted: Ctrl-C was pressed, or SIGTERM came.
+        OutOfMemory: there was too little memory.
     """
     try:
         yield
@@ -27,7 +41,7 @@ def ending(folder: RunFolder) -> Iterator[None]:
         raise
     except KeyboardInterrupt as error:
         number = error.signal if isinstance(error, Interrupted) else signal.SIGINT
-        back = _way_back(folder)
+        back = way_back()
         if back in str(error):  # the trainer has said it
             raise
         said = str(error) or f"ended by {name_of(number)}"
@@ -35,11 +49,7 @@ def ending(folder: RunFolder) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_no_memory(error):
             raise
-        raise OutOfMemory(
-            "There is not enough memory for the models with a batch. Give a smaller --per_device_train_batch_size "
-            "with more --gradient_accumulation_steps, a smaller --per_device_eval_batch_size, a smaller --image_size, "
-            f"or --bf16. {_way_back(folder)}"
-        ) from error
+        raise OutOfMemory(f"{memory_advice} {way_back()}") from error
 
 
 def _way_back(folder: RunFolder) -> str:
