@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from builders_runs import NAMES
+from qskd.errors import ConfigError
+from qskd.models.initialising import backbone_of
 from qskd.models.loading import load_model
 from qskd.runs.building import open_model
 from qskd.runs.distilling import make_student
@@ -53,6 +55,27 @@ def test_weights_and_configurations_are_told_apart(teacher, tiny_folders, tmp_pa
 
 def loaded_from_teacher(teacher):
     return start_of("teacher", teacher)["weights"].replace("weights", "weights of teacher")
+
+
+def test_a_configuration_may_begin_with_a_pretrained_backbone(teacher, tiny_folders):
+    configuration = str(tiny_folders["rt_detr_teacher"] / "config.json")
+    weights = str(tiny_folders["rt_detr_teacher"])
+
+    opened = open_model(configuration, OTHERS, box_frame="content", backbone_weights=weights)
+
+    own, theirs = (backbone_of(model).state_dict() for model in (opened.model, teacher.model))
+    assert all(torch.equal(own[name], theirs[name]) for name in own if "num_batches" not in name)
+    norms = [module for module in backbone_of(opened.model).modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert not any(parameter.requires_grad for norm in norms for parameter in norm.parameters())
+    began = start(teacher, student=configuration, student_backbone_weights=weights)
+    assert began["weights"] == f"random weights and backbone {weights}"
+    assert start_of(configuration, opened, weights) == began
+
+
+def test_a_trained_model_takes_no_other_backbone(teacher, tiny_folders):
+    folder = str(tiny_folders["rt_detr_student"])
+    with pytest.raises(ConfigError, match="has weights of its own"):
+        start(teacher, student=folder, student_backbone_weights=folder)
 
 
 def test_a_plain_training_says_the_same_as_a_distillation(teacher, tiny_folders):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from qskd.cli.parsing import parse, show
 from qskd.reporting.tables import metrics_line
-from qskd.runs.options import DataOptions, ModelOptions
+from qskd.runs.options import DataOptions, TrainOptions
 from qskd.runs.training import train
 from qskd.trainer import DistillationConfig
 
@@ -14,7 +14,7 @@ def run(arguments: Sequence[str]) -> int:
     model, data, config = parse(
         "train",
         "Train a detector plainly: a teacher, or a baseline.",
-        (ModelOptions, DataOptions, DistillationConfig),
+        (TrainOptions, DataOptions, DistillationConfig),
         arguments,
     )
     result = train(model, data, config)

@@ -3,13 +3,11 @@
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoBackbone, AutoConfig, HGNetV2Config, ResNetConfig, RTDetrResNetConfig
 
-from qskd.errors import CheckpointError, ConfigError
+from qskd.errors import ConfigError
 from qskd.models.families import FAMILIES
-from qskd.models.initialising import backbone_of
-from qskd.models.loading import load_model
+from qskd.models.timm_backbones import WRAPPER, timm_config
 
 _RESNETS: dict[str, tuple[str, tuple[int, int, int, int]]] = {
     "resnet18": ("basic", (2, 2, 2, 2)),
@@ -69,7 +67,8 @@ def backbone_config(backbone: str, family: str, levels: int | None) -> Any:
     """The configuration of a backbone that gives a detector its last feature maps.
 
     Args:
-        backbone: a known name; or a folder or a hub id of a backbone, or of a detector, whose backbone is meant.
+        backbone: a known name; or a folder or a hub id of a backbone, of a timm classifier, or of a detector, whose
+            backbone is meant.
         family: the detector's; RT-DETR and its successors have their own ResNets.
         levels: how many maps the detector takes from it, the coarsest last; None takes those it gives.
 
@@ -84,9 +83,11 @@ def backbone_config(backbone: str, family: str, levels: int | None) -> Any:
         config = AutoConfig.from_pretrained(backbone)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"No backbone '{backbone}'. Give one of {', '.join(_NAMES)}, or a folder or hub id of a "
-            f"Hugging Face backbone ({str(error).strip().splitlines()[0]})"
+            f"No backbone '{backbone}'. Give one of {', '.join(_NAMES)}, or a folder or hub id of a Hugging Face "
+            f"or timm backbone, such as timm/resnet18.a1_in1k ({str(error).strip().splitlines()[0]})"
         ) from error
+    if config.model_type == WRAPPER:
+        return timm_config(config, levels)
     if config.model_type in FAMILIES:
         config = config.backbone_config
     names = getattr(config, "stage_names", None)
@@ -196,51 +197,3 @@ def same_architecture(first: Any, second: Any) -> bool:
 def _weightless(config: Any) -> Any:
     with torch.device("meta"):
         return AutoBackbone.from_config(config)
-
-
-def load_backbone_weights(model: nn.Module, source: str) -> None:
-    """Fill a detector's backbone from a pretrained one.
-
-    Args:
-        model: changed in place.
-        source: folder or hub id of a Hugging Face backbone of the same architecture, of an image classifier
-            with such a backbone, or of a detector, whose backbone is taken.
-
-    Raises:
-        CheckpointError: it cannot be read, or is of another architecture.
-    """
-    target = backbone_of(model)
-    given = _without_counters(_pretrained_backbone(source, model).state_dict())
-    own = _without_counters(target.state_dict())
-    unlike = sorted(name for name in own if name not in given or given[name].shape != own[name].shape)
-    if unlike:
-        raise CheckpointError(
-            f"{source} is a backbone of another architecture: {len(unlike)} of {len(own)} weights are absent "
-            f"or of another shape, for example {unlike[0]}. Name the backbone these weights belong to."
-        )
-    target.load_state_dict({name: given[name] for name in own}, strict=False)
-
-
-def _pretrained_backbone(source: str, model: nn.Module) -> nn.Module:
-    try:
-        config = AutoConfig.from_pretrained(source)
-        if config.model_type in FAMILIES:
-            return backbone_of(load_model(source).model)
-        settings: Any = model.config.backbone_config  # type: ignore[union-attr]
-        config.set_output_features_output_indices(list(settings.out_features), None)
-        backbone, info = type(_weightless(config)).from_pretrained(
-            source, config=config, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"No backbone weights in '{source}': {str(error).strip().splitlines()[0]} Without a network, give a folder."
-        ) from error
-    missing = [name for name in info["missing_keys"] if not name.endswith("num_batches_tracked")]
-    if missing or info["mismatched_keys"]:
-        raise CheckpointError(f"{source} lacks weights of its backbone, for example {sorted(missing)[:3]}.")
-    result: nn.Module = backbone
-    return result
-
-
-def _without_counters(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}

@@ -9,7 +9,8 @@ from torch import nn
 
 from qskd.labels import match_names
 from qskd.models.adapter import DetrAdapter
-from qskd.models.backbones import load_backbone_weights, same_architecture
+from qskd.models.backbone_weights import load_backbone_weights
+from qskd.models.backbones import same_architecture
 from qskd.models.inheriting import InheritReport, Lineage, inherit_weights, layer_choice, nothing_inherited
 from qskd.models.initialising import initialise_detector, thaw_backbone, train_backbone
 from qskd.models.loading import build
@@ -64,7 +65,7 @@ def derive_student(
     else:
         train_backbone(model)
     if shape.weights_source is not None:
-        load_backbone_weights(model, shape.weights_source)
+        load_backbone_weights(model, shape.weights_source, teacher.pixel_norm)
         report = replace(report, notes=(*report.notes, f"Backbone: pretrained weights of {shape.weights_source}."))
     student = type(teacher)(model.train(), pixel_norm=teacher.pixel_norm, box_frame="content")
     return student, report

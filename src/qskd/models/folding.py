@@ -49,17 +49,28 @@ def channels_last(adapter: DetrAdapter) -> DetrAdapter:
 def fold_norms(model: nn.Module) -> int:
     """Fold every batch norm that follows a convolution in its parent module into it; how many there were.
 
-    Norms are taken to be frozen: ``nn.BatchNorm2d`` as in evaluation mode, and Hugging Face's ``...FrozenBatchNorm2d``.
+    Norms are taken to be frozen: ``nn.BatchNorm2d`` as in evaluation mode, Hugging Face's ``...FrozenBatchNorm2d``, and
+    timm's ``BatchNormAct2d``, whose activation stays in its place.
     """
     count = 0
     for parent in list(model.modules()):
         children = list[tuple[str, Any]](parent.named_children())
-        for (name, convolution), (norm_name, norm) in itertools.pairwise(children):
+        for (name, _), (norm_name, norm) in itertools.pairwise(children):
+            owner, name, convolution = _last_layer(parent, name)
             if _is_plain(convolution, nn.Conv2d) and _is_norm_of(norm, convolution):
-                setattr(parent, name, _folded(convolution, norm))
-                setattr(parent, norm_name, nn.Identity())
+                setattr(owner, name, _folded(convolution, norm))
+                setattr(parent, norm_name, norm.act if _is_timms(norm) else nn.Identity())
                 count += 1
     return count
+
+
+def _last_layer(parent: nn.Module, name: str) -> tuple[nn.Module, str, Any]:
+    """A layer, or the last one of a sequence of layers (a stem of several convolutions), and what holds it."""
+    layer = getattr(parent, name)
+    while isinstance(layer, nn.Sequential) and len(layer):
+        parent, name = layer, next(reversed(layer._modules))
+        layer = layer[-1]
+    return parent, name, layer
 
 
 def merge_branches(model: nn.Module) -> int:
@@ -75,14 +86,21 @@ def merge_branches(model: nn.Module) -> int:
 
 
 def _is_plain(module: Any, kind: type[nn.Module]) -> bool:
-    """Whether a layer computes what PyTorch's does; timm has batch norms with an activation inside, and the like."""
+    """Whether a layer computes what PyTorch's does, and is no subclass that does something else."""
     return isinstance(module, kind) and type(module).forward is kind.forward
+
+
+def _is_timms(norm: Any) -> bool:
+    """Whether it is timm's norm with an activation inside, and without the dropout that may stand between them."""
+    kind = type(norm)
+    named = kind.__name__ == "BatchNormAct2d" and kind.__module__.partition(".")[0] == "timm"
+    return named and isinstance(norm.drop, nn.Identity)
 
 
 def _is_norm_of(norm: Any, convolution: Any) -> bool:
     if isinstance(norm, nn.BatchNorm2d):
-        plain = _is_plain(norm, nn.BatchNorm2d) and norm.track_running_stats
-        return plain and norm.num_features == convolution.out_channels
+        known = (_is_plain(norm, nn.BatchNorm2d) or _is_timms(norm)) and norm.track_running_stats
+        return known and norm.num_features == convolution.out_channels
     frozen: Any = norm
     return type(norm).__name__.endswith("FrozenBatchNorm2d") and len(frozen.weight) == convolution.out_channels
 

@@ -22,6 +22,7 @@ from qskd.models.families import adapter_class
 from qskd.models.initialising import initialise_detector, thaw_backbone, train_backbone
 from qskd.models.processors import default_pixel_norm, pixel_norm_of
 from qskd.models.shared_weights import give_own_memory, restore_shared_weights
+from qskd.models.timm_backbones import keep_activations
 
 _log = logging.getLogger(__name__)
 
@@ -186,10 +187,13 @@ def build(config: Any) -> nn.Module:
     """A float32 model with Hugging Face's random weights, in evaluation mode as from ``from_pretrained``.
 
     Raises:
-        ConfigError: the family refuses the configuration.
+        ConfigError: the family refuses the configuration, or would lose activations of a timm backbone.
     """
     try:
+        keep_activations(config)
         model: nn.Module = AutoModelForObjectDetection.from_config(config, dtype=torch.float32)
+    except ConfigError:
+        raise
     except (ValueError, TypeError, RuntimeError, ImportError, IndexError, ZeroDivisionError) as error:
         raise ConfigError(
             f"No {config.model_type} can be built from this configuration: {_in_one_line(error)}"

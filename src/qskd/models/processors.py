@@ -69,6 +69,16 @@ def pixel_norm_of(name_or_path: str | Path, config: Any) -> PixelNorm:
     return _norm_from(found, settings, default_pixel_norm(config))
 
 
+def given_pixel_norm(name_or_path: str | Path) -> PixelNorm | None:
+    """The normalisation that the image processor of a backbone or classifier applies; None where it brings none.
+
+    Raises:
+        CheckpointError: as ``pixel_norm_of``.
+    """
+    found = _processor_file(name_or_path)
+    return None if found is None else _norm_from(found, _settings(found), IMAGENET)
+
+
 def _settings(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

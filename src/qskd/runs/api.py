@@ -11,7 +11,15 @@ from qskd.errors import ConfigError
 from qskd.runs import caching_teacher, distilling, evaluating, inspecting, predicting, training
 from qskd.runs.caching_pass import Cached
 from qskd.runs.inspecting import Inspected, InspectOptions
-from qskd.runs.options import CacheOptions, DataOptions, MethodOptions, ModelOptions, PairOptions, SourceOptions
+from qskd.runs.options import (
+    CacheOptions,
+    DataOptions,
+    MethodOptions,
+    ModelOptions,
+    PairOptions,
+    SourceOptions,
+    TrainOptions,
+)
 from qskd.runs.predicting import Predicted, PredictOptions
 from qskd.runs.training import RunResult
 from qskd.trainer import DistillationConfig
@@ -31,7 +39,7 @@ def train(**options: Any) -> RunResult:
     Example:
         >>> run = qskd.train(model="rt_detr.json", data="scenes", output_dir="runs/teacher")  # doctest: +SKIP
     """
-    model, data, config = _split(options, (ModelOptions, DataOptions, DistillationConfig))
+    model, data, config = _split(options, (TrainOptions, DataOptions, DistillationConfig))
     return training.train(model, data, config)
 
 

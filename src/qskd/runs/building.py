@@ -20,6 +20,8 @@ from qskd.data.transforms import Augmentation, ImageSize, build_transform
 from qskd.data.unlabeled import UnlabeledDataset, open_unlabeled
 from qskd.errors import ConfigError
 from qskd.models.adapter import DetrAdapter
+from qskd.models.backbone_weights import load_backbone_weights
+from qskd.models.initialising import freeze_backbone_norms
 from qskd.models.loading import BoxFrame, load_model, new_model
 from qskd.models.processors import image_size_of
 from qskd.runs.options import DataOptions, PairOptions, SourceOptions
@@ -274,18 +276,38 @@ def evaluation_dataset(index: DetectionIndex, size: ImageSize) -> DetectionDatas
 
 
 def open_model(
-    source: str, class_names: Sequence[str] | None, *, box_frame: BoxFrame, trust_remote_code: bool = False
+    source: str,
+    class_names: Sequence[str] | None,
+    *,
+    box_frame: BoxFrame,
+    trust_remote_code: bool = False,
+    backbone_weights: str | None = None,
 ) -> DetrAdapter:
     """A model by hub id or folder, or with random weights from a configuration file.
 
+    Args:
+        source: hub id, folder, or configuration (.json).
+        class_names: of a model from a configuration.
+        box_frame: what its boxes are fractions of.
+        trust_remote_code: whether a hub repository may bring code.
+        backbone_weights: what the backbone of a model from a configuration starts from, instead of random weights.
+
     Raises:
         CheckpointError: nothing usable is there.
-        ConfigError: a configuration without classes to predict.
+        ConfigError: a configuration without classes to predict, or backbone weights for a trained model.
     """
     if source.endswith(".json"):
         if class_names is None:
             raise ConfigError(f"{source} is a configuration without weights; give a trained model.")
-        return new_model(Path(source), class_names, box_frame=box_frame)
+        adapter = new_model(Path(source), class_names, box_frame=box_frame)
+        if backbone_weights is not None:
+            load_backbone_weights(adapter.model, backbone_weights, adapter.pixel_norm)
+            freeze_backbone_norms(adapter.model)
+        return adapter
+    if backbone_weights is not None:
+        raise ConfigError(
+            f"{source} has weights of its own, so those of {backbone_weights} are not used: leave them out."
+        )
     return load_model(source, box_frame=box_frame, trust_remote_code=trust_remote_code)
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +107,18 @@ def make_student(
         hidden_size=pair.student_hidden_size,
     )
     is_derived = shape != StudentShape()
-    if pair.student is not None and is_derived:
+    if pair.student is not None and replace(shape, backbone_weights=None) != StudentShape():
         raise ConfigError("Give either --student, or --student_backbone and the like to derive one; not both.")
     if pair.student is not None:
+        weights = pair.student_backbone_weights
         student = building.open_model(
-            pair.student, class_names, box_frame="content", trust_remote_code=pair.trust_remote_code
+            pair.student,
+            class_names,
+            box_frame="content",
+            trust_remote_code=pair.trust_remote_code,
+            backbone_weights=weights,
         )
-        return with_class_names(student, class_names), [], start_of(pair.student, student)
+        return with_class_names(student, class_names), [], start_of(pair.student, student, weights)
     if not is_derived:
         raise ConfigError(
             "No student: give --student (a hub id, folder or configuration), or say how it is smaller than the "

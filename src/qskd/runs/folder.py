@@ -23,6 +23,7 @@ from qskd.trainer.saving import recover
 
 _PATHS = frozenset(  # options that may name files or folders here
     [
+        "backbone_weights",
         "data",
         "model",
         "student",

@@ -66,7 +66,7 @@ class DataOptions(SourceOptions):
 
 @dataclass
 class ModelOptions:
-    """The model of `train` and `eval`."""
+    """A model."""
 
     model: str | None = field(
         default=None,
@@ -80,6 +80,19 @@ class ModelOptions:
         metadata={"help": "What the model's boxes are fractions of when images are padded."},
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that a hub repository brings."})
+
+
+@dataclass
+class TrainOptions(ModelOptions):
+    """The model of `train`."""
+
+    backbone_weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or hub id whose backbone weights a model from a configuration starts from; its batch norms "
+            "keep what they are."
+        },
+    )
 
 
 @dataclass
@@ -161,7 +174,9 @@ class PairOptions:
     )
     student_backbone_weights: str | None = field(
         default=None,
-        metadata={"help": "Folder or hub id whose backbone weights the derived student starts from."},
+        metadata={
+            "help": "Folder or hub id whose backbone weights a student starts from that is derived or a configuration."
+        },
     )
     student_backbone_width: float | None = field(
         default=None, metadata={"help": "Factor on the channels of the derived student's backbone."}

@@ -7,23 +7,27 @@ from qskd.runs.options import PairOptions
 _DIGITS = 12  # of a fingerprint, in the summary
 
 
-def start_of(source: str, opened: DetrAdapter) -> dict[str, str]:
+def start_of(source: str, opened: DetrAdapter, backbone: str | None = None) -> dict[str, str]:
     """The start of a student opened from a source; the same for all seeds.
 
     Args:
         source: a hub id, a folder, or a configuration (.json).
         opened: as it was opened, before the rows of its class head were changed.
+        backbone: what the weights of its backbone were taken from, if from anywhere.
     """
     random = source.endswith(".json")
-    return _start("random weights" if random else f"weights {weights_fingerprint(opened.model)[:_DIGITS]}", opened)
+    weights = "random weights" if random else f"weights {weights_fingerprint(opened.model)[:_DIGITS]}"
+    return _start(weights + _backbone(backbone), opened)
 
 
 def start_of_derived(pair: PairOptions, student: DetrAdapter, teacher: DetrAdapter) -> dict[str, str]:
     """The start of a student derived from its teacher; the same for all seeds."""
     weights = f"weights of teacher {weights_fingerprint(teacher.model)[:_DIGITS]}" if pair.inherit else "random weights"
-    if pair.student_backbone_weights is not None:
-        weights += f" and backbone {pair.student_backbone_weights}"
-    return _start(weights, student)
+    return _start(weights + _backbone(pair.student_backbone_weights), student)
+
+
+def _backbone(source: str | None) -> str:
+    return "" if source is None else f" and backbone {source}"
 
 
 def _start(weights: str, student: DetrAdapter) -> dict[str, str]:

@@ -27,7 +27,7 @@ from qskd.runs import building, picturing
 from qskd.runs.ending import ending
 from qskd.runs.evaluating import detections_on, evaluate_keeping
 from qskd.runs.folder import RunFolder, changed_options, environment
-from qskd.runs.options import DataOptions, ModelOptions
+from qskd.runs.options import DataOptions, TrainOptions
 from qskd.runs.processes import on_this_machine
 from qskd.runs.starting import start_of
 from qskd.trainer import DistillationConfig, DistillationTrainer, UnlabeledImages, checkpoints
@@ -45,7 +45,7 @@ class RunResult:
     summary: dict[str, Any]  # the content of summary.json
 
 
-def train(model: ModelOptions, data: DataOptions, config: DistillationConfig) -> RunResult:
+def train(model: TrainOptions, data: DataOptions, config: DistillationConfig) -> RunResult:
     """Train one detector plainly: a teacher, or a baseline.
 
     Raises:
@@ -58,9 +58,13 @@ def train(model: ModelOptions, data: DataOptions, config: DistillationConfig) ->
     splits = building.open_splits(data)
     set_seed(config.seed)
     adapter = building.open_model(
-        model.model, splits.class_names, box_frame=model.box_frame, trust_remote_code=model.trust_remote_code
+        model.model,
+        splits.class_names,
+        box_frame=model.box_frame,
+        trust_remote_code=model.trust_remote_code,
+        backbone_weights=model.backbone_weights,
     )
-    began = start_of(model.model, adapter)
+    began = start_of(model.model, adapter, model.backbone_weights)
     adapter = with_class_names(adapter, splits.class_names)
     size = building.choose_size(data, [adapter], [model.model])
     job = Job(folder, splits, size, adapter, config, data, changed_options(model, data, config), began)
