@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch._dynamo import register_backend
 
 import qskd
 from builders_runs import NAMES, edited, entries_of, tiny_run, without_objects
@@ -266,9 +267,50 @@ def test_norms_that_are_frozen_already_cannot_be_frozen(scenes, tiny_folders, tm
         train(tmp_path, scenes, tiny_folders["detr_student"], freeze_batch_norm=True)
 
 
-def test_compiling_the_whole_step_is_refused(scenes, tmp_path):
-    with pytest.raises(ConfigError, match="torch_compile is not supported"):
-        train(tmp_path, scenes, STUDENT, torch_compile=True)
+_GRAPHS = []  # of those that torch compiled: whether they were to be differentiated
+
+
+@register_backend
+def counting(module, inputs):
+    _GRAPHS.append(torch.is_grad_enabled())
+    return module.forward
+
+
+@pytest.fixture
+def graphs():
+    torch._dynamo.reset()
+    _GRAPHS.clear()
+    yield _GRAPHS
+    torch._dynamo.reset()
+
+
+def test_a_compiled_run_learns_the_same(scenes, tiny_folders, tmp_path, graphs):
+    plain = train(tmp_path / "plain", scenes, STUDENT, max_steps=2)
+    assert graphs == []
+    run = train(tmp_path / "compiled", scenes, STUDENT, max_steps=2, torch_compile_backend="counting")
+    assert graphs
+    losses = [[entry["loss"] for entry in entries_of(one.folder)] for one in (plain, run)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert "torch_compile_backend: counting" in (run.folder / "config.yaml").read_text()
+    assert load_model(run.model).model.state_dict().keys() == load_model(plain.model).model.state_dict().keys()
+
+
+def test_the_teachers_backbone_is_compiled_too(scenes, tiny_folders, tmp_path, graphs):
+    options = tiny_run(tmp_path / "run", scenes, max_steps=1) | {
+        "teacher": str(tiny_folders["rt_detr_teacher"]),
+        "student": str(tiny_folders["rt_detr_student"]),
+        "preflight": False,
+    }
+    plain = qskd.distill(**options)
+    run = qskd.distill(**options | {"output_dir": str(tmp_path / "compiled"), "torch_compile_backend": "counting"})
+    assert set(graphs) == {True, False}
+    losses = [[entry["loss"] for entry in entries_of(one.folder)] for one in (plain, run)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_backend_that_torch_has_not_is_refused(scenes, tmp_path):
+    with pytest.raises(ConfigError, match=r"torch_compile_backend is 'induktor'; this torch has .*inductor"):
+        train(tmp_path, scenes, STUDENT, torch_compile_backend="induktor")
 
 
 def other_configuration(folder, source, **changes):

@@ -59,7 +59,8 @@ def distill(pair: PairOptions, data: DataOptions, method: MethodOptions, config:
         size, teacher_size = building.choose_sizes(data, pair, student, model)
         labels = LabelMap.between(model.id2label, splits.class_names)
         precision = None if pair.teacher_precision == "as_student" else pair.teacher_precision
-        teacher, model = LoadedTeacher(model, labels, teacher_size, config.device, precision), None
+        teacher = LoadedTeacher(model, labels, teacher_size, config.device, precision, config.compiling)
+        model = None
     options = changed_options(pair, data, method, config)
     distillation = Distillation(folder, splits, size, student, config, data, options, began, teacher, settings, pair)
     with ending(folder):

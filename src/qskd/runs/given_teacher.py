@@ -17,6 +17,7 @@ from qskd.lessons.facts import TeacherFacts
 from qskd.losses.presets import DetrFacts, MethodSettings
 from qskd.losses.term import Term
 from qskd.models.adapter import DetrAdapter
+from qskd.models.compiling import Compiling
 from qskd.models.folding import inference_engine
 from qskd.models.loading import reading_of, weights_fingerprint
 from qskd.runs.evaluating import evaluate_keeping
@@ -77,6 +78,7 @@ class LoadedTeacher:
         size: what its images are resized to.
         device: of the run.
         precision: see ``TeacherSide``.
+        compiling: how the backbone of what answers is compiled, if it is.
     """
 
     plain: DetrAdapter | None
@@ -84,6 +86,7 @@ class LoadedTeacher:
     size: ImageSize
     device: torch.device
     precision: Literal["float32", "bfloat16"] | None = None
+    compiling: Compiling | None = None
     facts: TeacherFacts = field(init=False)
     _fingerprint: str = field(init=False)
     _reading: list[Any] = field(init=False)
@@ -107,6 +110,8 @@ class LoadedTeacher:
             assert self.plain is not None
             self._engine = inference_engine(self.plain, one_image(self.size))
             self._engine.model.to(self.device)
+            if self.compiling is not None:
+                self.compiling.backbone(self._engine)
             self._let_go()
         return self._engine
 

@@ -141,13 +141,15 @@ class Job:
         return None
 
     def prepare_student(self) -> None:
-        """What the settings ask of the student's convolutions and norms; names and shapes stay.
+        """What the settings ask of the student's backbone; names and shapes stay.
 
         Raises:
             ConfigError: there is no norm to freeze.
         """
         if self.config.channels_last:
             channels_last(self.student)
+        if self.config.compiling is not None:
+            self.config.compiling.backbone(self.student)
         if self.config.freeze_batch_norm and freeze_backbone_norms(self.student.model) == 0:
             raise ConfigError(
                 "freeze_batch_norm was given, but no batch norm of the student's backbone learns: it has none, or they "

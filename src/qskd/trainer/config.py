@@ -13,6 +13,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from qskd.errors import ConfigError
 from qskd.evaluation.coco_map import CocoMetrics
+from qskd.models.compiling import Compiling
 
 _LEAST: dict[str, float] = {
     "backbone_lr_scale": 0.0,
@@ -31,7 +32,6 @@ _REFUSED = {
     "auto_find_batch_size": "changes the run behind your back; set per_device_train_batch_size.",
     "fsdp": "is not supported: a model must fit on one device. Several of them share the images, with torchrun.",
     "gradient_checkpointing": _LESS_MEMORY,
-    "torch_compile": "is not supported: matching leaves the device in the middle of a step, which cannot be compiled.",
     "save_only_model": "would leave checkpoints that cannot be resumed; best/ and last/ are models alone.",
     "load_best_model_at_end": "is not needed: the best weights are always in <output_dir>/best. Leave it out.",
 }
@@ -125,6 +125,7 @@ class DistillationConfig(TrainingArguments):
         # A NaN must stop the run (NonFiniteLoss), not vanish from the log.
         self.logging_nan_inf_filter = False
         self._refuse_what_cannot_work()
+        self.compiling = self._take_compiling()
         self._check_loggers()
         super().__post_init__()
         self._check_schedule()
@@ -155,6 +156,17 @@ class DistillationConfig(TrainingArguments):
             text = getattr(self, name)
             if isinstance(text, str) and (text.startswith("{") or name.endswith("_kwargs")):
                 setattr(self, name, _mapping(name, text))
+
+    def _take_compiling(self) -> Compiling | None:
+        """What ``torch_compile`` asks for, kept from the base class, which would compile the whole model."""
+        wanted = {
+            name: getattr(self, name) for name in ("torch_compile", "torch_compile_backend", "torch_compile_mode")
+        }
+        if not any(wanted.values()):
+            return None
+        for name in wanted:
+            setattr(self, name, None)
+        return Compiling(wanted["torch_compile_backend"] or "inductor", wanted["torch_compile_mode"])
 
     def _check_schedule(self) -> None:
         """Refuse a schedule that could not be made when training starts."""

@@ -1,0 +1,31 @@
+"""A backbone compiled by torch: the part of a detector that does most of the work, and has no branches."""
+
+from dataclasses import dataclass
+
+import torch
+
+from qskd.errors import ConfigError
+from qskd.models.adapter import DetrAdapter
+from qskd.models.initialising import backbone_of
+
+
+@dataclass(frozen=True, slots=True)
+class Compiling:
+    """How ``torch.compile`` is asked: its backend and its mode, None for its default."""
+
+    backend: str = "inductor"
+    mode: str | None = None
+
+    def __post_init__(self) -> None:
+        known = torch.compiler.list_backends(exclude_tags=())
+        if self.backend not in known:
+            raise ConfigError(f"torch_compile_backend is '{self.backend}'; this torch has {', '.join(known)}.")
+
+    def backbone(self, adapter: DetrAdapter) -> DetrAdapter:
+        """The same adapter; its backbone is compiled in place when it first sees images, and again for other sizes.
+
+        Names, weights and what is saved stay; copies of the model are not compiled. What the rest of a detector does
+        (hooks on attention, matching) leaves the device or depends on what it finds, and is left alone.
+        """
+        backbone_of(adapter.model).compile(backend=self.backend, mode=self.mode)
+        return adapter
