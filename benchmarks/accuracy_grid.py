@@ -21,7 +21,6 @@ class Dataset:
     name: str
     drawn: Mapping[str, Any] | None = None  # arguments of ``draw_dataset``; None: a folder that somebody has
     teacher_drawn: Mapping[str, Any] | None = None  # scenes of the teacher's own
-    one_class: str | None = None  # all objects under this name
     teacher_start: str | None = None  # the dataset whose teacher this one's begins as
     flags: Flags = field(default_factory=dict)
     teacher_flags: Flags = field(default_factory=dict)
@@ -187,9 +186,7 @@ class Grid:
         if not re.fullmatch(r"[\w.-]+", name):
             raise ConfigError(f"'{name}' is no name for a dataset: give letters, digits, '_', '-' and '.'.")
         # What the template's images are, and where its teacher begins, says nothing of other images.
-        new = replace(
-            self.datasets[template], name=name, drawn=None, teacher_drawn=None, teacher_start=None, one_class=None
-        )
+        new = replace(self.datasets[template], name=name, drawn=None, teacher_drawn=None, teacher_start=None)
         blocks = [
             replace(block, datasets=(*block.datasets, name)) if block.headline else block for block in self.blocks
         ]

@@ -55,27 +55,6 @@ def draw(folder: Path, recipe: Mapping[str, Any]) -> None:
     draw_dataset(folder, **recipe)
 
 
-def merge_classes(data: Path, folder: Path, name: str) -> None:
-    """A COCO folder with every object under one name; its images stay where they are.
-
-    Raises:
-        ConfigError: the folder holds no ``annotations/instances_*.json``.
-    """
-    sources = {split: data / "annotations" / f"instances_{split}.json" for split in ("train", "val")}
-    missing = [path for path in sources.values() if not path.is_file()]
-    if missing:
-        raise ConfigError(f"{data} is no COCO folder: there is no {missing[0]}. Only those can be made one class.")
-    (folder / "annotations").mkdir(parents=True, exist_ok=True)
-    if not (folder / "images").exists():
-        (folder / "images").symlink_to((data / "images").resolve(), target_is_directory=True)
-    for which, path in sources.items():
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content["categories"] = [{"id": 1, "name": name}]
-        for annotation in content["annotations"]:
-            annotation["category_id"] = 1
-        (folder / "annotations" / f"instances_{which}.json").write_text(json.dumps(content), encoding="utf-8")
-
-
 def hold_out(data: Path, folder: Path, share: float) -> None:
     """The training split of a data set as a training and a validation split of its own."""
     fresh = folder.with_name(f".{folder.name}.tmp")

@@ -84,8 +84,6 @@ class Workplace:
             return self._drawing(self.grid.datasets[dataset])
         if kind == "teacher_data":
             return self._teacher_drawing(self.grid.datasets[dataset])
-        if kind == "merged":
-            return self._merging(self.grid.datasets[dataset])
         if kind == "holdout":
             return self._holdout(self.grid.datasets[dataset])
         if kind == "teachers":
@@ -220,8 +218,6 @@ class Workplace:
     # ---- data --------------------------------------------------------------------------------------------
 
     def _data(self, dataset: Dataset) -> tuple[Path, list[str]]:
-        if dataset.name in self.data and dataset.one_class is not None:
-            return self.runs / "merged" / dataset.name, [f"merged/{dataset.name}"]
         if dataset.name in self.data:
             return self.data[dataset.name], []
         if dataset.drawn is None:
@@ -234,12 +230,6 @@ class Workplace:
     def _drawing(self, dataset: Dataset) -> Task:
         folder = self.runs / "data" / dataset.name
         return _drawing_task(f"data/{dataset.name}", folder, dataset.drawn or {})
-
-    def _merging(self, dataset: Dataset) -> Task:
-        assert dataset.one_class is not None
-        folder = self.runs / "merged" / dataset.name
-        make = partial(preparing.merge_classes, self.data[dataset.name], folder, dataset.one_class)
-        return Task(f"merged/{dataset.name}", folder / preparing.LAST_WRITTEN, make=make)
 
     def _teacher_drawing(self, dataset: Dataset) -> Task:
         folder = self.runs / "teacher_data" / dataset.name
