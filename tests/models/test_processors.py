@@ -10,7 +10,7 @@ from qskd.data.transforms import ImageSize
 from qskd.errors import CheckpointError
 from qskd.models.adapter import PixelNorm
 from qskd.models.loading import new_model
-from qskd.models.processors import IMAGENET, image_size_of, pixel_norm_of, save_model
+from qskd.models.processors import IMAGENET, given_pixel_norm, image_size_of, pixel_norm_of, save_model
 
 SIZE = 96
 
@@ -183,3 +183,15 @@ def test_a_normalisation_that_is_none_is_refused_with_its_file(tmp_path, setting
 
 def test_a_folder_without_processor_has_no_size(tmp_path):
     assert image_size_of(tmp_path) is None
+
+
+def test_the_normalisation_of_a_backbone_is_the_one_it_brings(tmp_path):
+    assert given_pixel_norm(tmp_path) is None
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text('{"image_mean": 0.5, "image_std": [0.1, 0.2, 0.3]}')
+    assert given_pixel_norm(tmp_path) == PixelNorm((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
+    path.write_text('{"do_normalize": false}')
+    assert given_pixel_norm(tmp_path) == PixelNorm()
+    path.write_text('{"rescale_factor": 0.0078}')
+    with pytest.raises(CheckpointError, match="rescale_factor"):
+        given_pixel_norm(tmp_path)

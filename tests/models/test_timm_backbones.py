@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import nn
 from transformers import AutoConfig, AutoModelForObjectDetection
@@ -24,7 +25,7 @@ from qskd.models.initialising import backbone_of
 from qskd.models.loading import as_teacher, load_model, new_model
 from qskd.models.processors import IMAGENET, save_model
 from qskd.models.shaping import StudentShape
-from qskd.models.timm_backbones import drops_activations
+from qskd.models.timm_backbones import drops_activations, timm_config
 from qskd.selection.groups import GroupQuerySelection
 
 NAMES = ["cat", "dog", "hen", "emu", "yak"]
@@ -193,17 +194,49 @@ def test_activations_inside_norms_survive(tmp_path):
 
 
 def test_convnext_has_no_norms_to_freeze(tmp_path):
-    config = backbone_config(str(classifier("test_convnext", tmp_path / "timm")), "detr", 1)
-    assert channels_of(config) == [64]
-    assert not drops_activations(MODELS["detr"]().config)
+    config = MODELS["detr"]().config
+    config.backbone_config = backbone_config(str(classifier("test_convnext", tmp_path / "next")), "detr", 1)
+    assert channels_of(config.backbone_config) == [64]
+    assert not drops_activations(config)
+    config.backbone_config = backbone_config(str(classifier("test_efficientnet", tmp_path / "net")), "detr", 1)
+    assert drops_activations(config)
 
 
-def test_a_vision_transformer_is_refused_by_its_strides(tmp_path):
-    (tmp_path / "config.json").write_text(
-        json.dumps({"architecture": "test_vit", "num_classes": 3, "pretrained_cfg": {}})
+@pytest.mark.parametrize(
+    "name", ["test_vit", "swin_tiny_patch4_window7_224", "mambaout_femto"], ids=["strides", "one size", "channels last"]
+)
+def test_maps_that_a_detector_cannot_take_are_refused(name):
+    with pytest.raises(ConfigError, match=f"timm's '{name}'"):
+        timm_config(name, 2)
+
+
+def test_the_backbone_of_a_detector_with_one_of_timms_can_be_had(tmp_path):
+    source = published("detr", tmp_path / "detr")
+    student, _ = derive_student(
+        adapter_class("rt_detr")(MODELS["rt_detr"](), pixel_norm=IMAGENET),
+        StudentShape(backbone=str(source)),
+        class_names=NAMES,
     )
-    with pytest.raises(ConfigError, match=r"'test_vit' have strides \[16, 16\], expected \[16, 32\]"):
-        backbone_config(str(tmp_path), "rt_detr", 2)
+    own, theirs = (backbone_of(model).state_dict() for model in (student.model, load_model(source).model))
+    for name, weight in theirs.items():
+        assert torch.equal(own[f"_backbone.{name}"], weight), name
+
+
+def test_a_teacher_that_transformers_robbed_of_activations_has_students_like_it(tmp_path):
+    config = MODELS["rt_detr"]().config
+    config.backbone_config = timm_config("test_efficientnet", len(config.encoder_in_channels))
+    config.encoder_in_channels = channels_of(config.backbone_config)
+    config.freeze_backbone_batch_norms = True
+    config.id2label = dict(enumerate(NAMES))
+    torch.manual_seed(0)
+    AutoModelForObjectDetection.from_config(config).save_pretrained(tmp_path)
+    teacher = as_teacher(load_model(tmp_path))
+    student, _ = derive_student(teacher, StudentShape(decoder_layers=2), class_names=NAMES)
+    pixels = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        maps = [backbone_of(adapter.model.eval())(pixels).feature_maps for adapter in (teacher, student)]
+    for one, other in zip(*maps, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_an_unknown_architecture_is_refused(tmp_path):
@@ -215,12 +248,79 @@ def test_an_unknown_architecture_is_refused(tmp_path):
 
 
 def test_without_timm_the_command_is_named(tmp_path, monkeypatch):
-    (tmp_path / "config.json").write_text(
-        json.dumps({"architecture": "test_resnet", "num_classes": 3, "pretrained_cfg": {}})
-    )
+    source = classifier("test_resnet", tmp_path)
+    monkeypatch.setattr("transformers.utils.import_utils.is_timm_available", lambda: False)
     monkeypatch.setattr("qskd.models.timm_backbones.is_timm_available", lambda: False)
     with pytest.raises(ConfigError, match="pip install timm"):
-        backbone_config(str(tmp_path), "rt_detr", 2)
+        backbone_config(str(source), "rt_detr", 2)
+    with pytest.raises(ConfigError, match="pip install timm"):
+        timm_config("test_resnet", 2)
+
+
+def edited_weights(change, folder):
+    source = classifier("test_resnet", folder)
+    state = load_file(source / "model.safetensors")
+    change(state)
+    save_file(state, source / "model.safetensors")
+    return source
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: state.pop("layer3.0.conv1.weight"), "layer3.0.conv1.weight of a test_resnet is absent"),
+        (
+            lambda state: state.update({"bn1.bias": torch.full_like(state["bn1.bias"], torch.nan)}),
+            "bn1.bias is not finite",
+        ),
+        (lambda state: state.update({"bn1.bias": torch.zeros(3)}), r"bn1.bias of a test_resnet has the shape \(3,\)"),
+    ],
+)
+def test_weights_that_are_not_whole_are_refused(change, told, tmp_path):
+    source = edited_weights(change, tmp_path / "timm")
+    with pytest.raises(CheckpointError, match=told):
+        derive_student(adapter_class("detr")(MODELS["detr"]()), StudentShape(backbone=str(source)), class_names=NAMES)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({"mean": [0.5]}, "mean"), ({"std": [0.5, 0.5, 0.0]}, "std"), ({"mean": "grey"}, "mean")],
+)
+def test_a_normalisation_that_cannot_be_is_refused(settings, told, tmp_path):
+    source = classifier("test_resnet", tmp_path)
+    content = json.loads((source / "config.json").read_text())
+    content["pretrained_cfg"] |= settings
+    (source / "config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=told):
+        derive_student(adapter_class("detr")(MODELS["detr"]()), StudentShape(backbone=str(source)), class_names=NAMES)
+
+
+def test_a_torn_file_is_refused(tmp_path):
+    source = classifier("test_resnet", tmp_path)
+    path = source / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="No backbone weights in"):
+        derive_student(adapter_class("detr")(MODELS["detr"]()), StudentShape(backbone=str(source)), class_names=NAMES)
+
+
+@pytest.mark.parametrize("name", ["repvgg_a0", "eca_nfnet_l0"], ids=["branches", "standardised weights"])
+def test_first_layers_that_cannot_take_a_normalisation_are_left(name):
+    backbone = timm.create_model(name, features_only=True)
+    before = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
+    assert not adapt_to_pixels(backbone, IMAGENET, PixelNorm())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in backbone.state_dict().items())
+
+
+def test_padding_in_the_manner_of_tensorflow_is_understood():
+    torch.manual_seed(0)
+    backbone = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(0,)).eval()
+    image = torch.rand(1, 3, 64, 64)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET.mean, IMAGENET.std))
+    with torch.no_grad():
+        expected = backbone.bn1(backbone.conv_stem((image - mean) / std))
+        assert adapt_to_pixels(backbone, IMAGENET, PixelNorm())
+        found = backbone.bn1(backbone.conv_stem(image))
+    torch.testing.assert_close(found[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1], rtol=1e-4, atol=1e-4)
 
 
 def test_pickled_weights_and_other_architectures_are_not_read(tmp_path):

@@ -308,6 +308,29 @@ def test_the_teachers_backbone_is_compiled_too(scenes, tiny_folders, tmp_path, g
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.parametrize(("backend", "mode"), [("inductor", "fast"), ("eager", "reduce-overhead")])
+def test_a_mode_that_a_backend_has_not_is_refused(scenes, tmp_path, backend, mode):
+    with pytest.raises(ConfigError, match=f"torch_compile_mode is '{mode}' with the backend {backend}"):
+        train(tmp_path, scenes, STUDENT, torch_compile_backend=backend, torch_compile_mode=mode)
+
+
+def test_a_run_with_a_pretrained_backbone_is_resumed_as_such_alone(scenes, tiny_folders, tmp_path):
+    configuration, asked = (
+        str(tiny_folders["rt_detr_teacher"] / "config.json"),
+        {"save_strategy": "steps", "save_steps": 1},
+    )
+    weights = str(tiny_folders["rt_detr_teacher"])
+    train(tmp_path, scenes, configuration, max_steps=1, backbone_weights=weights, **asked)
+    written = (tmp_path / "config.yaml").read_text()
+    with pytest.raises(CheckpointError, match="backbone weights is True, this run's is None"):
+        train(tmp_path, scenes, configuration, max_steps=2, resume_from_checkpoint=True, **asked)
+    assert (tmp_path / "config.yaml").read_text() == written
+    run = train(
+        tmp_path, scenes, configuration, max_steps=2, backbone_weights=weights, resume_from_checkpoint=True, **asked
+    )
+    assert run.summary["steps"] == 2
+
+
 def test_a_backend_that_torch_has_not_is_refused(scenes, tmp_path):
     with pytest.raises(ConfigError, match=r"torch_compile_backend is 'induktor'; this torch has .*inductor"):
         train(tmp_path, scenes, STUDENT, torch_compile_backend="induktor")

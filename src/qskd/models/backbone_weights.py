@@ -1,8 +1,10 @@
 """Pretrained weights for the backbone of a detector."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoBackbone, AutoConfig
 
@@ -13,6 +15,9 @@ from qskd.models.initialising import backbone_of
 from qskd.models.loading import load_model
 from qskd.models.processors import given_pixel_norm
 from qskd.models.timm_backbones import WRAPPED, WRAPPER, pretrained_state
+
+_PROBE = 64  # pixels of the side of an image that is only sent through
+_LONGEST_REASON = 300  # characters quoted of somebody else's error
 
 
 def load_backbone_weights(model: nn.Module, source: str, pixels: PixelNorm) -> None:
@@ -59,10 +64,12 @@ def _pretrained(source: str, model: nn.Module) -> tuple[dict[str, Tensor], Pixel
         with torch.device("meta"):
             kind = type(AutoBackbone.from_config(config))
         backbone, info = kind.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"No backbone weights in '{source}': {str(error).strip().splitlines()[0]} Without a network, give a folder."
-        ) from error
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        advice = "" if Path(source).is_dir() else " Without a network, give a folder."
+        raise CheckpointError(f"No backbone weights in '{source}': {reason}{advice}") from error
     missing = [name for name in info["missing_keys"] if not name.endswith("num_batches_tracked")]
     if missing or info["mismatched_keys"]:
         raise CheckpointError(f"{source} lacks weights of its backbone, for example {sorted(missing)[:3]}.")
@@ -93,13 +100,10 @@ def adapt_to_pixels(backbone: nn.Module, trained: PixelNorm, given: PixelNorm) -
     """
     if trained == given:
         return True
-    layers: list[Any] = [
-        module for module in backbone.modules() if not list(module.children()) or hasattr(module, "running_mean")
-    ]
-    first = next((place for place, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)), None)
+    first = _first_layers(backbone)
     if first is None:
         return False
-    convolution, after = layers[first], layers[first + 1]
+    convolution, after = first
     factor, shift = (torch.tensor(values, dtype=torch.float64) for values in _change(trained, given))
     weight: Tensor = convolution.weight.double()
     offset = (weight * shift[:, None, None]).sum((1, 2, 3))
@@ -111,6 +115,34 @@ def adapt_to_pixels(backbone: nn.Module, trained: PixelNorm, given: PixelNorm) -
         return False
     convolution.weight.copy_(weight * factor[:, None, None])
     return True
+
+
+def _first_layers(backbone: nn.Module) -> tuple[Any, Any] | None:
+    """The one convolution that sees the image, and the layer that works next; None where several see it, or others do.
+
+    Branches that see the same image would each have to be changed, and standardised weights undo a factor.
+    """
+    image = torch.zeros(1, 3, _PROBE, _PROBE)
+    seen: list[tuple[nn.Module, bool]] = []
+
+    def note(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen.append((layer, bool(inputs) and inputs[0] is image))
+
+    layers = [layer for layer in backbone.modules() if not list(layer.children()) or hasattr(layer, "running_mean")]
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    was_training = backbone.training
+    try:
+        backbone.eval()(image)
+    finally:
+        backbone.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    places = [place for place, (_, is_first) in enumerate(seen) if is_first]
+    if len(places) != 1 or places[0] + 1 == len(seen):
+        return None
+    convolution, after = seen[places[0]][0], seen[places[0] + 1][0]
+    plain = type(convolution).__name__ in ("Conv2d", "Conv2dSame") and isinstance(convolution, nn.Conv2d)
+    return (convolution, after) if plain and convolution.in_channels == 3 else None
 
 
 def _change(trained: PixelNorm, given: PixelNorm) -> tuple[list[float], list[float]]:

@@ -7,7 +7,7 @@ from transformers import AutoBackbone, AutoConfig, HGNetV2Config, ResNetConfig, 
 
 from qskd.errors import ConfigError
 from qskd.models.families import FAMILIES
-from qskd.models.timm_backbones import WRAPPER, timm_config
+from qskd.models.timm_backbones import INSTALL, WRAPPER, timm_config
 
 _RESNETS: dict[str, tuple[str, tuple[int, int, int, int]]] = {
     "resnet18": ("basic", (2, 2, 2, 2)),
@@ -81,15 +81,21 @@ def backbone_config(backbone: str, family: str, levels: int | None) -> Any:
         return _hgnet(backbone, levels)
     try:
         config = AutoConfig.from_pretrained(backbone)
+    except ImportError as error:
+        raise ConfigError(
+            f"The backbone '{backbone}' cannot be read: {str(error).strip().splitlines()[0]} {INSTALL}"
+        ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"No backbone '{backbone}'. Give one of {', '.join(_NAMES)}, or a folder or hub id of a Hugging Face "
             f"or timm backbone, such as timm/resnet18.a1_in1k ({str(error).strip().splitlines()[0]})"
         ) from error
     if config.model_type == WRAPPER:
-        return timm_config(config, levels)
+        return timm_config(str(config.architecture), levels)
     if config.model_type in FAMILIES:
         config = config.backbone_config
+    if config.model_type == "timm_backbone":
+        return timm_config(str(config.backbone), levels)
     names = getattr(config, "stage_names", None)
     if not names:
         raise ConfigError(f"'{backbone}' is a {config.model_type}, which gives no feature maps by stage.")

@@ -8,6 +8,8 @@ from qskd.errors import ConfigError
 from qskd.models.adapter import DetrAdapter
 from qskd.models.initialising import backbone_of
 
+_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
 
 @dataclass(frozen=True, slots=True)
 class Compiling:
@@ -20,6 +22,11 @@ class Compiling:
         known = torch.compiler.list_backends(exclude_tags=())
         if self.backend not in known:
             raise ConfigError(f"torch_compile_backend is '{self.backend}'; this torch has {', '.join(known)}.")
+        if self.mode is not None and (self.backend != "inductor" or self.mode not in _MODES):
+            raise ConfigError(
+                f"torch_compile_mode is '{self.mode}' with the backend {self.backend}; the backend inductor has "
+                f"{', '.join(_MODES)}, others have none."
+            )
 
     def backbone(self, adapter: DetrAdapter) -> DetrAdapter:
         """The same adapter; its backbone is compiled in place when it first sees images, and again for other sizes.

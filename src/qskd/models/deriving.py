@@ -15,6 +15,7 @@ from qskd.models.inheriting import InheritReport, Lineage, inherit_weights, laye
 from qskd.models.initialising import initialise_detector, thaw_backbone, train_backbone
 from qskd.models.loading import build
 from qskd.models.shaping import StudentShape, student_config
+from qskd.models.timm_backbones import keep_activations
 
 
 def derive_student(
@@ -54,6 +55,8 @@ def derive_student(
     is_random = shape.weights_source is None and not keeps_backbone
     if is_random and hasattr(config, "freeze_backbone_batch_norms"):
         config.freeze_backbone_batch_norms = False
+    if not keeps_backbone:  # else it is to be what it is in the teacher
+        keep_activations(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build(config)

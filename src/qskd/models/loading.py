@@ -170,13 +170,15 @@ def new_model(
         box_frame: what the model's boxes are to be fractions of, see ``DetrAdapter``.
 
     Raises:
-        ConfigError: the configuration is no detector's, or no classes are given.
+        ConfigError: the configuration is no detector's, would lose activations of its timm backbone, or no classes
+            are given.
         UnsupportedFamily: no adapter reads this kind of model.
     """
     settled = config_with_classes(as_config(config), class_names)
     family = adapter_class(settled.model_type)
     if hasattr(settled, "freeze_backbone_batch_norms"):
         settled.freeze_backbone_batch_norms = False
+    keep_activations(settled)
     model = build(settled)
     initialise_detector(model)
     thaw_backbone(model)
@@ -187,13 +189,10 @@ def build(config: Any) -> nn.Module:
     """A float32 model with Hugging Face's random weights, in evaluation mode as from ``from_pretrained``.
 
     Raises:
-        ConfigError: the family refuses the configuration, or would lose activations of a timm backbone.
+        ConfigError: the family refuses the configuration.
     """
     try:
-        keep_activations(config)
         model: nn.Module = AutoModelForObjectDetection.from_config(config, dtype=torch.float32)
-    except ConfigError:
-        raise
     except (ValueError, TypeError, RuntimeError, ImportError, IndexError, ZeroDivisionError) as error:
         raise ConfigError(
             f"No {config.model_type} can be built from this configuration: {_in_one_line(error)}"

@@ -57,16 +57,7 @@ def pixel_norm_of(name_or_path: str | Path, config: Any) -> PixelNorm:
     found = _processor_file(name_or_path)
     if found is None:
         return default_pixel_norm(config)
-    settings = _settings(found)
-    if not settings.get("do_rescale", True):
-        raise CheckpointError(
-            f"{found} says do_rescale: false, so the model takes pixels in [0, 255]; qskd feeds [0, 1]. "
-            "Use a checkpoint whose image processor rescales."
-        )
-    factor = settings.get("rescale_factor", 1 / 255)
-    if not isinstance(factor, int | float) or abs(factor * 255 - 1) > 1e-3:
-        raise CheckpointError(f"{found} has rescale_factor {factor!r:.40}; qskd feeds pixels divided by 255.")
-    return _norm_from(found, settings, default_pixel_norm(config))
+    return _norm_from(found, _rescaling(found), default_pixel_norm(config))
 
 
 def given_pixel_norm(name_or_path: str | Path) -> PixelNorm | None:
@@ -76,7 +67,30 @@ def given_pixel_norm(name_or_path: str | Path) -> PixelNorm | None:
         CheckpointError: as ``pixel_norm_of``.
     """
     found = _processor_file(name_or_path)
-    return None if found is None else _norm_from(found, _settings(found), IMAGENET)
+    return None if found is None else _norm_from(found, _rescaling(found), IMAGENET)
+
+
+def checked_norm(where: Any, mean: Any, std: Any, names: tuple[str, str] = ("image_mean", "image_std")) -> PixelNorm:
+    """Mean and deviation as somebody wrote them down.
+
+    Raises:
+        CheckpointError: they are not one number or three, deviations above 0.
+    """
+    return PixelNorm(mean=_three(where, names[0], mean), std=_three(where, names[1], std, is_deviation=True))
+
+
+def _rescaling(found: Path) -> dict[str, Any]:
+    """Settings of an image processor that divides pixels by 255."""
+    settings = _settings(found)
+    if not settings.get("do_rescale", True):
+        raise CheckpointError(
+            f"{found} says do_rescale: false, so the model takes pixels in [0, 255]; qskd feeds [0, 1]. "
+            "Use a checkpoint whose image processor rescales."
+        )
+    factor = settings.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, int | float) or abs(factor * 255 - 1) > 1e-3:
+        raise CheckpointError(f"{found} has rescale_factor {factor!r:.40}; qskd feeds pixels divided by 255.")
+    return settings
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -93,13 +107,13 @@ def _norm_from(path: Path, settings: Mapping[str, Any], default: PixelNorm) -> P
         return PixelNorm()
     mean, std = settings.get("image_mean"), settings.get("image_std")
     mean, std = IMAGENET.mean if mean is None else mean, IMAGENET.std if std is None else std
-    return PixelNorm(mean=_three(path, "image_mean", mean), std=_three(path, "image_std", std))
+    return checked_norm(path, mean, std)
 
 
-def _three(path: Path, key: str, values: Any) -> tuple[float, float, float]:
+def _three(path: Any, key: str, values: Any, *, is_deviation: bool = False) -> tuple[float, float, float]:
     numbers = [values] * 3 if isinstance(values, int | float) else list(values) if isinstance(values, tuple) else values
     is_good = isinstance(numbers, list) and len(numbers) == 3 and all(isinstance(one, int | float) for one in numbers)
-    if not is_good or (key == "image_std" and min(numbers) <= 0):
+    if not is_good or (is_deviation and min(numbers) <= 0):
         raise CheckpointError(f"{path} has {key} {values!r:.80}; expected one number or three, deviations above 0.")
     red, green, blue = (float(value) for value in numbers)
     return red, green, blue

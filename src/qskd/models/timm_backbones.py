@@ -1,5 +1,6 @@
 """Backbones of the timm library: their configurations, their pretrained weights, and what transformers does to them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,34 +11,49 @@ from transformers.utils import cached_file, is_timm_available
 
 from qskd.errors import ConfigError
 from qskd.models.adapter import PixelNorm
+from qskd.models.processors import checked_norm
 
 WRAPPER = "timm_wrapper"  # what transformers calls the configuration of a timm classifier
 WRAPPED = "_backbone."  # what it puts before the names of a backbone's weights
+INSTALL = "`pip install timm`, or `qskd[timm]`."
 _STRIDE = 32  # of the last map, in pixels
+_PROBES = (64, 96)  # heights of images that a backbone must take
 
 
-def timm_config(classifier: Any, levels: int | None) -> Any:
+def timm_config(name: str, levels: int | None) -> Any:
     """The configuration of a timm backbone that gives a detector its last feature maps.
 
     Args:
-        classifier: the configuration of the timm model, as ``AutoConfig`` reads it from a hub id or folder.
+        name: of the architecture.
         levels: how many maps, the coarsest last; None takes one.
 
     Raises:
-        ConfigError: timm is not installed, does not know the architecture, or this one gives no maps of the
-            strides that detectors take, each twice the one before and the last 32.
+        ConfigError: timm is not installed, does not know the architecture, or this one gives no maps that a
+            detector can take: of images of any size, channels first, each twice as coarse as the one before and the
+            last of stride 32.
     """
-    name = str(classifier.architecture)
     if not is_timm_available():
-        raise ConfigError(f"The backbone '{name}' is one of timm's: `pip install timm` (or qskd's extra `timm`).")
+        raise ConfigError(f"The backbone '{name}' is one of timm's. {INSTALL}")
     config = TimmBackboneConfig(backbone=name, out_indices=list(range(-(levels or 1), 0)))
     try:
-        strides = _weightless(config)._backbone.feature_info.reduction()
-    except (RuntimeError, ValueError, IndexError, AssertionError, AttributeError) as error:
-        raise ConfigError(f"timm's '{name}' gives no feature maps by stage: {error}") from error
-    wanted = [_STRIDE >> step for step in reversed(range(len(strides)))]
-    if strides != wanted:
-        raise ConfigError(f"The maps of timm's '{name}' have strides {strides}, expected {wanted}. Take another one.")
+        backbone = _weightless(config).eval()
+        maps = [backbone(torch.empty(1, 3, side, 2 * side, device="meta")).feature_maps for side in _PROBES]
+    except (RuntimeError, ValueError, IndexError, AssertionError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"timm's '{name}' gives no feature maps of images of any size: {_first_line(error)}"
+        ) from error
+    strides = [_STRIDE >> step for step in reversed(range(levels or 1))]
+    for side, found in zip(_PROBES, maps, strict=True):
+        shapes = [tuple(one.shape[1:]) for one in found]
+        wanted = [
+            (channels, side // stride, 2 * side // stride)
+            for channels, stride in zip(backbone.channels, strides, strict=True)
+        ]
+        if shapes != wanted:
+            raise ConfigError(
+                f"The maps of timm's '{name}' are {shapes} for an image of {side} x {2 * side}, expected {wanted} "
+                "(channels, height, width). Take another one."
+            )
     return config
 
 
@@ -88,26 +104,38 @@ def pretrained_state(source: str, classifier: Any, config: Any) -> tuple[dict[st
 
     Raises:
         OSError: there is no such file.
-        ValueError: the detector's backbone is none of timm's.
-        RuntimeError: the weights are of another architecture.
+        SafetensorError: the file is damaged.
+        ValueError: the detector's backbone is none of timm's or another one, or weights are absent or not finite.
     """
     if config.model_type != "timm_backbone":
         raise ValueError(f"it is one of timm's, the detector's backbone is a {config.model_type} of transformers.")
-    import timm
-
     path = cached_file(source, "model.safetensors")
     assert path is not None
-    overlay = {"state_dict": load_file(path), "num_classes": classifier.num_labels}
-    backbone = timm.create_model(
-        str(classifier.architecture),
-        pretrained=True,
-        pretrained_cfg_overlay=overlay,
-        features_only=True,
-        out_indices=tuple(config.out_indices),
-    )
-    cfg = getattr(classifier, "pretrained_cfg", None) or {}
-    pixels = PixelNorm(tuple(cfg["mean"]), tuple(cfg["std"])) if {"mean", "std"} <= cfg.keys() else None
-    return dict(backbone.state_dict()), pixels
+    # The wrapper that gives feature maps calls layers of layers by one name: stages_0 for stages.0.
+    given = {name.replace(".", "_"): tensor for name, tensor in load_file(path).items()}
+    state: dict[str, Tensor] = {}
+    for name, like in _weightless(config)._backbone.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        tensor = given.get(name.removeprefix("model.").replace(".", "_"))
+        if tensor is None or tensor.shape != like.shape:
+            found = "is absent" if tensor is None else f"has the shape {tuple(tensor.shape)}, not {tuple(like.shape)}"
+            raise ValueError(f"the weight {name} of a {config.backbone} {found} there ({classifier.architecture}).")
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"the weight {name} is not finite.")
+        state[name] = tensor.float()
+    return state, _pixels(getattr(classifier, "pretrained_cfg", None) or {})
+
+
+def _pixels(settings: Mapping[str, Any]) -> PixelNorm | None:
+    mean, std = settings.get("mean"), settings.get("std")
+    if mean is None or std is None:
+        return None
+    return checked_norm("its pretrained_cfg", list(mean), list(std), names=("mean", "std"))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _weightless(config: Any) -> Any:

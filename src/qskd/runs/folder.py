@@ -17,6 +17,7 @@ import yaml
 from qskd.errors import ConfigError, SavingError
 from qskd.evaluation.kept import KeptDetections
 from qskd.files import whole_file
+from qskd.models.backbones import is_named
 from qskd.trainer import checkpoints
 from qskd.trainer.agreement import decided
 from qskd.trainer.saving import recover
@@ -27,6 +28,7 @@ _PATHS = frozenset(  # options that may name files or folders here
         "data",
         "model",
         "student",
+        "student_backbone",
         "student_backbone_weights",
         "teacher",
         "teacher_cache",
@@ -221,7 +223,7 @@ def changed_options(*groups: Any) -> dict[str, Any]:
             value = _plain(given.get(entry.name))
             # How often a run was interrupted is no part of what it is.
             if entry.init and value != _default(entry) and entry.name != "resume_from_checkpoint" and _is_plain(value):
-                changed[entry.name] = _absolute(value) if entry.name in _PATHS else value
+                changed[entry.name] = _absolute(value) if entry.name in _PATHS and not is_named(str(value)) else value
     return changed
 
 

@@ -140,6 +140,13 @@ class Job:
         """Images without annotations to learn from too; none here."""
         return None
 
+    @property
+    def has_given_backbone(self) -> bool:
+        """Whether the student is a configuration whose backbone began with weights from elsewhere."""
+        if "student" in self.options:
+            return "student_backbone_weights" in self.options
+        return "backbone_weights" in self.options
+
     def prepare_student(self) -> None:
         """What the settings ask of the student's backbone; names and shapes stay.
 
@@ -176,6 +183,7 @@ class Job:
             **self.config.trajectory(),
             # None where off: what a checkpoint from before these options says of them.
             "freeze batch norm": self.config.freeze_batch_norm or None,
+            "backbone weights": self.has_given_backbone or None,
             "channels last": self.config.channels_last or None,  # the optimiser's state lies as the weights do
         }
         if resume is not None:
