@@ -35,8 +35,6 @@ class Pair:
     student: str  # configuration, a file of the repository
     teacher: str | None = None  # configuration
     trained: str | None = None  # a teacher that needs no training, instead
-    inherit_from: Mapping[str, str] = field(default_factory=dict)  # the teacher's part for one of the student's
-    inherit_not: tuple[str, ...] = ()  # layers that both lay out otherwise
     teacher_flags: Flags = field(default_factory=dict)
     student_flags: Flags = field(default_factory=dict)
 

@@ -211,8 +211,7 @@ class Workplace:
         teacher, needs = self.teacher(dataset, pair)
         student, folder = _repository_file(pair.student), self.runs / name
         size = int(self._flags(dataset, pair, "student")["image_size"])
-        parts = preparing.Parts(pair.inherit_from, tuple(pair.inherit_not))
-        make = partial(preparing.inherit, student, teacher, parts, seed, size, folder)
+        make = partial(preparing.inherit, student, teacher, seed, size, folder)
         return Task(name, folder / preparing.INHERITED, tuple(needs), make=make)
 
     # ---- data --------------------------------------------------------------------------------------------

@@ -10,9 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from torch import nn
 
 from builders_runs import complete_checkpoint
 from qskd.cli.parsing import parse
@@ -380,57 +378,3 @@ def test_there_is_no_time_that_a_cell_can_take_and_never_be_begun(parts, tmp_pat
     (tmp_path / "done" / "cell.json").write_text(json.dumps({"kind": "k", "seconds": expected}))
     tasks = {"done": done, "t": task_of(parts, tmp_path / "t")}
     assert parts["running"].Runner(tasks, minutes=8.5)._next() is not None
-
-
-# ---- what cells need -----------------------------------------------------------------------------------------
-
-
-class Net(nn.Module):
-    def __init__(self, width: int, layers: int, prefix: str = "layers") -> None:
-        super().__init__()
-        self.config = type("C", (), {"decoder_layers": layers, "encoder_layers": 1, "num_labels": 2})()
-        self.first = nn.Linear(3, width)
-        setattr(self, prefix, nn.ModuleList(nn.Linear(width, width) for _ in range(layers)))
-        self.other = nn.Linear(width, 9 - width)
-
-
-def test_a_smaller_student_takes_evenly_spaced_channels(parts):
-    teacher, student = Net(4, 2, "blocks"), Net(2, 2)
-    before = student.other.weight.clone()
-    taken = parts["preparing"].select_weights(student, teacher, parts["preparing"].Parts({"layers": "blocks"}))
-    assert torch.equal(student.first.weight, teacher.first.weight[::2])
-    assert torch.equal(student.layers[1].weight, teacher.blocks[1].weight[::2, ::2])
-    assert torch.equal(student.other.weight, before), "5 of 7 rows do not fit in 5: taken whole or not at all"
-    assert taken == 8 + 2 * 6
-
-
-class Joined(nn.Module):
-    """Two maps side by side go into one layer, as in the necks of detectors; of a wide one, half are 0."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.config = type("C", (), {"decoder_layers": 1, "encoder_layers": 1, "num_labels": 2})()
-        self.left, self.right = nn.Linear(3, width, bias=False), nn.Linear(3, width, bias=False)
-        self.both = nn.Linear(2 * width, width, bias=False)
-        self.register_buffer("shape", torch.full((width,), 1.0 / width))
-
-    def forward(self, values):
-        return self.both(torch.cat([self.left(values), self.right(values)], -1))
-
-
-def test_layers_with_joined_inputs_keep_what_belongs_together(parts):
-    """A wide model whose odd channels are dead computes what the narrow one taken from it does."""
-    teacher, student = Joined(4), Joined(2)
-    with torch.no_grad():
-        teacher.left.weight[1::2] = teacher.right.weight[1::2] = 0.0
-        values = torch.randn(5, 3)
-        parts["preparing"].select_weights(student, teacher, parts["preparing"].Parts())
-        torch.testing.assert_close(student(values), teacher(values)[:, ::2])
-    assert student.shape.tolist() == [0.5, 0.5], "a constant of the student's own"
-
-
-def test_what_is_laid_out_otherwise_is_not_inherited(parts):
-    teacher, student = Joined(4), Joined(2)
-    before = student.both.weight.clone()
-    parts["preparing"].select_weights(student, teacher, parts["preparing"].Parts(fresh=("both",)))
-    assert torch.equal(student.both.weight, before)

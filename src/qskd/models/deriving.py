@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qskd.errors import ConfigError
 from qskd.labels import match_names
 from qskd.models.adapter import DetrAdapter
 from qskd.models.backbone_weights import load_backbone_weights
@@ -24,6 +25,7 @@ def derive_student(
     *,
     class_names: Sequence[str],
     inherit: bool = True,
+    select: bool = False,
     seed: int = 0,
 ) -> tuple[DetrAdapter, InheritReport]:
     """A smaller detector of the teacher's family.
@@ -39,6 +41,7 @@ def derive_student(
         shape: what is to differ.
         class_names: of the student, in the order of their indices.
         inherit: False draws every weight anew (but for ``backbone_weights``).
+        select: whether layers that are narrower than the teacher's begin with evenly spaced channels of it.
         seed: of the random weights; torch's global generator is not touched.
 
     Returns:
@@ -61,10 +64,14 @@ def derive_student(
         torch.manual_seed(seed)
         model = build(config)
         initialise_detector(model)
-    report = _fill(model, teacher, inherit=inherit, keeps_backbone=keeps_backbone, class_names=class_names)
+    report = nothing_inherited(model)
+    if inherit:
+        lineage = _lineage(model, teacher, class_names, backbone=keeps_backbone, select=select)
+        report = _inherited(model, teacher, lineage, class_names)
     if is_random:
         thaw_backbone(model)
-        report = replace(report, notes=(*report.notes, _random_backbone(teacher.family)))
+        taken = next(group for group in report.groups if group.name == "backbone").inherited
+        report = report if taken else replace(report, notes=(*report.notes, _random_backbone(teacher.family)))
     else:
         train_backbone(model)
     if shape.weights_source is not None:
@@ -85,27 +92,51 @@ def _config(adapter: DetrAdapter) -> Any:
     return adapter.model.config
 
 
-def _fill(
-    model: nn.Module,
-    teacher: DetrAdapter,
-    *,
-    inherit: bool,
-    keeps_backbone: bool,
-    class_names: Sequence[str],
-) -> InheritReport:
+def select_weights(student: DetrAdapter, teacher: DetrAdapter, class_names: Sequence[str]) -> InheritReport:
+    """Let a student from a configuration begin with its teacher's weights: evenly spaced channels of wider layers.
+
+    Args:
+        student: of the teacher's family; changed in place.
+        teacher: left as it is.
+        class_names: of the student, in the order of their indices.
+
+    Raises:
+        ConfigError: the families differ.
+    """
+    if student.family != teacher.family:
+        raise ConfigError(
+            f"--weight_selection starts a student from a teacher of its own family; the teacher is a {teacher.family}, "
+            f"the student a {student.family}. Leave it out."
+        )
+    lineage = _lineage(student.model, teacher, class_names, backbone=False, select=True)
+    offset = teacher.strides.index(student.strides[0]) if student.strides[0] in teacher.strides else 0
+    return _inherited(student.model, teacher, replace(lineage, levels=offset), class_names)
+
+
+def _lineage(
+    model: nn.Module, teacher: DetrAdapter, class_names: Sequence[str], *, backbone: bool, select: bool
+) -> Lineage:
     source: Any = _config(teacher)
     target: Any = model.config
-    if not inherit:
-        return nothing_inherited(model)
-    lineage = Lineage(
+    return Lineage(
         encoder=layer_choice(getattr(target, "encoder_layers", 0), getattr(source, "encoder_layers", 0)),
         decoder=layer_choice(target.decoder_layers, source.decoder_layers),
         source_decoder_layers=source.decoder_layers,
         rows=match_names(teacher.id2label, class_names),
         source_classes=source.num_labels,
-        backbone=keeps_backbone,
+        backbone=backbone or (select and _same_blocks(target.backbone_config, source.backbone_config)),
         query_groups=getattr(source, "group_detr", 1),
+        selects=select,
     )
+
+
+def _same_blocks(mine: Any, theirs: Any) -> bool:
+    """Whether two backbones are built of the same blocks, if of other sizes."""
+    kinds = [(config.model_type, getattr(config, "layer_type", None)) for config in (mine, theirs)]
+    return kinds[0] == kinds[1] and mine.model_type != "timm_backbone"
+
+
+def _inherited(model: nn.Module, teacher: DetrAdapter, lineage: Lineage, class_names: Sequence[str]) -> InheritReport:
     report = inherit_weights(model, teacher.model, lineage)
     return replace(report, notes=_notes(lineage, class_names))
 

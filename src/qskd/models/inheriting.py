@@ -13,6 +13,11 @@ from qskd.models.initialising import BACKBONE
 _QUERY_NAMES = r"query_position_embeddings|query_refpoint_embeddings|weight_embedding|reference_point_embed|query_feat"
 _QUERIES = re.compile(rf"({_QUERY_NAMES})$")
 _DECODER_LAYER = re.compile(r"\b(decoder\.layers|class_embed|bbox_embed|lqe_layers)\.(\d+)(?=\.|$)")
+_LEVEL = re.compile(
+    r"\b((?:encoder_|decoder_)?input_proj|downsample_convs|pan_blocks)\.(\d+)(?=\.|$)"
+)  # from fine to coarse
+_BY_POINT = re.compile(r"(sampling_offsets|attention_weights)$")  # rows by head, level and point: no channels
+_UNLIKE_INPUTS = re.compile(r"\bconv4(\.|$)")  # D-FINE's, of maps side by side that do not all shrink by one factor
 _ENCODER_LAYER = re.compile(r"(encoder(?:\.aifi\.\d+)?\.layers)\.(\d+)(?=\.|$)")
 
 _GROUPS: tuple[tuple[str, re.Pattern[str]], ...] = (
@@ -85,11 +90,14 @@ class Lineage:
     source_classes: int
     backbone: bool = True  # whether the backbones have the same architecture
     query_groups: int = 1  # equal parts of the learned queries, each with a first one
+    selects: bool = False  # whether narrower modules of the target take evenly spaced channels
+    levels: int = 0  # how many finer maps the source has than the target
 
     def source_name(self, name: str) -> str:
         """The name, in the source, of a module of the target."""
         if BACKBONE.search(f"{name}."):
             return name
+        name = _LEVEL.sub(lambda match: f"{match[1]}.{int(match[2]) + self.levels}", name)
         name = _DECODER_LAYER.sub(lambda match: f"{match[1]}.{self._decoder_layer(int(match[2]))}", name)
         return _ENCODER_LAYER.sub(lambda match: f"{match[1]}.{self.encoder[int(match[2])]}", name)
 
@@ -104,12 +112,17 @@ def inherit_weights(target: nn.Module, source: nn.Module, lineage: Lineage) -> I
     """Copy what agrees in name and shape; class layers by class name, queries from the first on.
 
     A module is copied whole or not at all (a bias without its weight is worth nothing). A module that only
-    the first decoder layer has, as in Conditional and DAB DETR, comes from the source's first.
+    the first decoder layer has, as in Conditional and DAB DETR, comes from the source's first. With
+    ``lineage.selects``, a module that is narrower than the source's takes evenly spaced channels of it. Evenly
+    spaced channels of two maps side by side are those of each map, where both shrink by the same factor.
 
     Args:
         target: changed in place.
         source: of the same family.
         lineage: which layer, row and part comes from which.
+
+    Source: Xu et al. 2024, "Initializing Models with Larger Ones" (arXiv 2311.18823), for the channels: its uniform
+    selection.
     """
     modules = dict(source.named_modules(remove_duplicate=False))
     taken: dict[int, int] = {}  # weights copied, by the address of the target's tensor
@@ -134,6 +147,8 @@ def _copy_module(name: str, module: nn.Module, origin: nn.Module, lineage: Linea
     if not own or own.keys() != theirs.keys():
         return []
     pairs = [(tensor, theirs[key]) for key, tensor in own.items()]
+    if lineage.selects:
+        pairs = _selected(name, pairs)
     if is_class_layer(name):
         return copy_rows(pairs, class_rows(len(pairs[0][0]), lineage.rows, lineage.source_classes))
     if _QUERIES.search(name):
@@ -143,6 +158,28 @@ def _copy_module(name: str, module: nn.Module, origin: nn.Module, lineage: Linea
     for mine, other in pairs:
         mine.copy_(other)
     return [(mine, mine.numel()) for mine, _ in pairs]
+
+
+def _selected(name: str, pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """The source's tensors with as many channels as the target's, evenly spaced; as they are where that cannot be."""
+    by_row = is_class_layer(name) or bool(_QUERIES.search(name))  # rows are chosen by class name and by place
+    if _BY_POINT.search(name) or _UNLIKE_INPUTS.search(name):
+        return pairs
+    if any(mine.dim() != other.dim() or not _fits(mine.shape[by_row:], other.shape[by_row:]) for mine, other in pairs):
+        return pairs
+    return [(mine, _evenly_spaced(other, mine.shape, by_row)) for mine, other in pairs]
+
+
+def _fits(mine: torch.Size, theirs: torch.Size) -> bool:
+    """Whether channels are no more, and kernels the same."""
+    return mine[2:] == theirs[2:] and all(ours <= other for ours, other in zip(mine, theirs, strict=True))
+
+
+def _evenly_spaced(tensor: Tensor, shape: torch.Size, first: int) -> Tensor:
+    for dim in range(first, tensor.dim()):
+        chosen = torch.arange(shape[dim], device=tensor.device) * tensor.shape[dim] // shape[dim]
+        tensor = tensor.index_select(dim, chosen)
+    return tensor
 
 
 def _query_rows(target: int, source: int, groups: int) -> list[int]:

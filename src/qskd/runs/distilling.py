@@ -16,7 +16,7 @@ from qskd.labels import LabelMap
 from qskd.lessons.cached_teacher import no_unlabeled
 from qskd.losses.presets import MethodSettings, build_terms, options_of
 from qskd.models.adapter import DetrAdapter
-from qskd.models.deriving import derive_student
+from qskd.models.deriving import derive_student, select_weights
 from qskd.models.loading import as_teacher, weights_fingerprint, with_class_names
 from qskd.models.processors import in_words
 from qskd.models.shaping import StudentShape
@@ -119,7 +119,10 @@ def make_student(
             trust_remote_code=pair.trust_remote_code,
             backbone_weights=weights,
         )
-        return with_class_names(student, class_names), [], start_of(pair.student, student, weights)
+        began = start_of(pair.student, student, weights)
+        if not pair.weight_selection:
+            return with_class_names(student, class_names), _advice(pair.student, student, teacher), began
+        return _selected(pair, student, teacher, class_names, began)
     if not is_derived:
         raise ConfigError(
             "No student: give --student (a hub id, folder or configuration), or say how it is smaller than the "
@@ -130,9 +133,41 @@ def make_student(
             "A student is derived from the teacher's weights, which no cache holds: give --teacher beside "
             "--teacher_cache (it is let go of before training), or --student."
         )
-    student, report = derive_student(teacher, shape, class_names=class_names, inherit=pair.inherit, seed=seed)
+    student, report = derive_student(
+        teacher, shape, class_names=class_names, inherit=pair.inherit, select=pair.weight_selection, seed=seed
+    )
     notes = ["the student, derived from the teacher", *report.as_table().splitlines()]
     return student, notes, start_of_derived(pair, student, teacher)
+
+
+def _advice(source: str, student: DetrAdapter, teacher: DetrAdapter | None) -> list[str]:
+    random = source.endswith(".json") and teacher is not None and teacher.family == student.family
+    return ["the student: random weights; --weight_selection would begin it with the teacher's"] if random else []
+
+
+def _selected(
+    pair: PairOptions,
+    student: DetrAdapter,
+    teacher: DetrAdapter | None,
+    class_names: Sequence[str],
+    began: dict[str, str],
+) -> tuple[DetrAdapter, list[str], dict[str, str]]:
+    """A student from a configuration that begins with its teacher's weights."""
+    assert pair.student is not None
+    if not pair.student.endswith(".json") or pair.student_backbone_weights is not None:
+        raise ConfigError(
+            "--weight_selection starts a student from its teacher's weights, but "
+            f"{pair.student_backbone_weights or pair.student} brings weights of its own. Leave one of them out."
+        )
+    if teacher is None:
+        raise ConfigError(
+            "--weight_selection takes the teacher's weights, which no cache holds: give --teacher beside "
+            "--teacher_cache (it is let go of before training)."
+        )
+    report = select_weights(student, teacher, class_names)
+    notes = ["the student, evenly spaced channels of the teacher", *report.as_table().splitlines()]
+    weights = f"selected weights of teacher {weights_fingerprint(teacher.model)[:12]}"
+    return student, notes, began | {"weights": weights}
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,6 +189,13 @@ class PairOptions:
         default=True,
         metadata={"help": "Start a derived student from the teacher's weights where shapes agree."},
     )
+    weight_selection: bool = field(
+        default=False,
+        metadata={
+            "help": "Start layers that are narrower than the teacher's from evenly spaced channels of it, also those "
+            "of a --student that is a configuration of its family."
+        },
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that a hub repository brings."})
     unlabeled: str | None = field(
         default=None, metadata={"help": "Folder of images without annotations to distil on too."}

@@ -1,0 +1,139 @@
+"""Students that begin with evenly spaced channels of their teacher."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from builders import FAMILY_OF, MODELS, batch_for
+from qskd.errors import ConfigError
+from qskd.models.deriving import derive_student, select_weights
+from qskd.models.families import adapter_class
+from qskd.models.inheriting import Lineage, inherit_weights
+from qskd.models.loading import load_model, new_model
+from qskd.models.shaping import StudentShape
+from qskd.runs.distilling import make_student
+from qskd.runs.options import PairOptions
+
+CONFIGS = Path(__file__).resolve().parents[2] / "examples" / "configs"
+NAMES = ["cat", "dog", "hen", "emu", "yak"]
+NARROW = {"rt_detr", "rt_detr_v2", "d_fine", "deimv2", "lw_detr", "rf_detr"}  # the tiny ones have D = 16
+SELECTS = Lineage((0,), (0, 1), 2, (), 0, selects=True)
+
+
+class Joined(nn.Module):
+    """Two maps side by side go into one layer, as in the necks of detectors."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.left, self.right = nn.Linear(3, width, bias=False), nn.Linear(3, width, bias=False)
+        self.both = nn.Linear(2 * width, width, bias=False)
+        self.norm = nn.BatchNorm1d(width)
+        self.conv4 = nn.Linear(3 * width, width)
+        self.sampling_offsets = nn.Linear(width, 2 * width)
+
+    def forward(self, values):
+        return self.norm(self.both(torch.cat([self.left(values), self.right(values)], -1)))
+
+
+def test_a_wide_model_whose_odd_channels_are_dead_computes_what_the_narrow_one_taken_from_it_does():
+    torch.manual_seed(0)
+    teacher, student = Joined(8).eval(), Joined(4).eval()
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    with torch.no_grad():
+        teacher.left.weight[1::2] = teacher.right.weight[1::2] = 0.0
+        for tensor in (teacher.norm.running_mean, teacher.norm.running_var, teacher.norm.weight):
+            tensor += torch.rand(8)
+        values = torch.randn(5, 3)
+        inherit_weights(student, teacher, SELECTS)
+        torch.testing.assert_close(student(values), teacher(values)[:, ::2])
+    for name in ("conv4.weight", "sampling_offsets.weight"):
+        assert torch.equal(student.state_dict()[name], before[name]), name
+
+
+def test_kernels_of_another_size_and_narrower_sources_give_nothing():
+    source = nn.ModuleDict({"a": nn.Conv2d(4, 8, 3), "b": nn.Linear(4, 2)})
+    target = nn.ModuleDict({"a": nn.Conv2d(2, 4, 1), "b": nn.Linear(2, 4)})
+    before = [parameter.clone() for parameter in target.parameters()]
+    inherit_weights(target, source, SELECTS)
+    assert all(torch.equal(one, other) for one, other in zip(target.parameters(), before, strict=True))
+
+
+def test_a_student_without_the_finest_map_begins_with_what_sees_the_same_maps():
+    torch.manual_seed(0)
+    teacher = new_model(CONFIGS / "d_fine_small.json", NAMES)
+    student = new_model(CONFIGS / "d_fine_nano_half.json", ["yak", "fox", "cat"])
+    fresh = {name: tensor.clone() for name, tensor in student.model.state_dict().items()}
+
+    report = select_weights(student, teacher, ["yak", "fox", "cat"])
+
+    own, theirs = student.model.state_dict(), teacher.model.state_dict()
+    for mine, origin in {
+        "model.encoder_input_proj.0.0": "model.encoder_input_proj.1.0",
+        "model.encoder_input_proj.1.0": "model.encoder_input_proj.2.0",
+        "model.encoder.downsample_convs.0.conv1.conv": "model.encoder.downsample_convs.1.conv1.conv",
+        "model.encoder.lateral_convs.0.conv": "model.encoder.lateral_convs.0.conv",
+    }.items():
+        assert torch.equal(own[f"{mine}.weight"], theirs[f"{origin}.weight"][::2, ::2]), mine
+    head, teachers = own["class_embed.2.weight"], theirs["class_embed.2.weight"]
+    assert torch.equal(head[[0, 2]], teachers[[4, 0], ::2])
+    assert torch.equal(head[1], fresh["class_embed.2.weight"][1]), "the teacher knows no fox"
+    assert 0.5 < report.inherited / report.total < 1
+    assert "fox" in report.as_table()
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_narrower_derived_students_of_every_family_take_over_more(family):
+    model = MODELS[family](**({} if FAMILY_OF[family] in NARROW else {"d_model": 64}))
+    model.config.id2label = dict(enumerate(NAMES))
+    teacher = adapter_class(model.config.model_type)(model)
+    hidden = 8 if FAMILY_OF[family] in NARROW else 32
+    try:
+        shape = StudentShape(hidden_size=hidden, decoder_layers=2)
+        plain = derive_student(teacher, shape, class_names=NAMES)[1]
+    except ConfigError:
+        pytest.skip("no narrower width fits the heads")
+    student, report = derive_student(teacher, shape, class_names=NAMES, select=True)
+    assert report.inherited > plain.inherited
+    view = student.read(batch_for(family, (2, 1))).view
+    (view.logits.sum() + view.boxes.sum()).backward()
+    assert torch.isfinite(view.boxes).all()
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_folders):
+    return load_model(tiny_folders["rt_detr_teacher"])
+
+
+def test_the_command_begins_with_selected_weights_and_says_so(teacher, tiny_folders):
+    names = [teacher.id2label[number] for number in sorted(teacher.id2label)]
+    configuration = str(tiny_folders["rt_detr_teacher"] / "config.json")
+    options = PairOptions(student=configuration, weight_selection=True)
+    student, notes, began = make_student(options, teacher, names, 0)
+    theirs = teacher.model.state_dict()
+    for name, tensor in student.model.state_dict().items():
+        if "num_batches" not in name:
+            assert torch.equal(tensor, theirs[name]), name
+    assert notes[0] == "the student, evenly spaced channels of the teacher"
+    assert began["weights"].startswith("selected weights of teacher ")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"student": "rt_detr_student"}, "brings weights of its own"),
+        ({"student": "detr_student/config.json"}, "the teacher is a rt_detr, the student a detr"),
+    ],
+)
+def test_students_that_cannot_begin_so_are_refused(teacher, tiny_folders, options, told):
+    name, *rest = options["student"].split("/")
+    path = str(tiny_folders[name].joinpath(*rest))
+    with pytest.raises(ConfigError, match=told):
+        make_student(PairOptions(student=path, weight_selection=True), teacher, NAMES, 0)
+
+
+def test_a_cache_alone_has_no_weights(tiny_folders):
+    path = str(tiny_folders["rt_detr_student"] / "config.json")
+    with pytest.raises(ConfigError, match="which no cache holds"):
+        make_student(PairOptions(student=path, weight_selection=True), None, NAMES, 0)
