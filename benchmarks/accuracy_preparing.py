@@ -52,7 +52,9 @@ def hold_out(data: Path, folder: Path, share: float) -> None:
     fresh.rename(folder)
 
 
-def inherit(configuration: Path, teacher: Path, seed: int, image_size: int, folder: Path) -> None:
+def inherit(
+    configuration: Path, teacher: Path, seed: int, image_size: int, folder: Path, backbone: str | None = None
+) -> None:
     """A student that begins with its teacher's weights, as a ``from_pretrained`` folder.
 
     It is what ``qskd distill --weight_selection --seed SEED`` begins with.
@@ -63,11 +65,12 @@ def inherit(configuration: Path, teacher: Path, seed: int, image_size: int, fold
         seed: of what is not inherited.
         image_size: pixels, for the image processor.
         folder: written whole or not at all.
+        backbone: what the student's backbone begins with, where not with the teacher's.
     """
     source = building.open_model(str(teacher), None, box_frame="content")
     names = [source.id2label[number] for number in sorted(source.id2label)]
     set_seed(seed)
-    student = building.open_model(str(configuration), names, box_frame="content")
+    student = building.open_model(str(configuration), names, box_frame="content", backbone_weights=backbone)
     report = select_weights(student, source, names)
     fresh = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(fresh, ignore_errors=True)

@@ -112,6 +112,9 @@ class Workplace:
         if method.inherits:
             start = f"starts/{dataset.name}/{pair.name}/seed{cell.seed}"
             student, needs = str(self.runs / start), [*needs, start]
+        if pair.student_backbone_weights is not None and not method.inherits:
+            flag = "backbone_weights" if method.method is None else "student_backbone_weights"
+            flags[flag] = pair.student_backbone_weights
         if method.method is None:
             source = ["train", "--model", student]
         else:
@@ -211,7 +214,8 @@ class Workplace:
         teacher, needs = self.teacher(dataset, pair)
         student, folder = _repository_file(pair.student), self.runs / name
         size = int(self._flags(dataset, pair, "student")["image_size"])
-        make = partial(preparing.inherit, student, teacher, seed, size, folder)
+        backbone = pair.student_backbone_weights
+        make = partial(preparing.inherit, student, teacher, seed, size, folder, backbone)
         return Task(name, folder / preparing.INHERITED, tuple(needs), make=make)
 
     # ---- data --------------------------------------------------------------------------------------------

@@ -111,6 +111,17 @@ def test_what_a_cell_needs_comes_before_it(parts, grid, tmp_path):
     assert {"teachers/aquarium/d_fine_lite", "starts/aquarium/d_fine_lite/seed0"} <= seen
 
 
+def test_all_students_of_a_pair_begin_with_its_backbone(parts, grid, tmp_path):
+    place = place_of(parts, grid, tmp_path)
+    weights = grid.pairs["d_fine_lite"].student_backbone_weights
+    for cell in grid.cells(["aquarium", "d_fine_lite", "0"]):
+        words = list(place.task(cell).command[1:])
+        options = dict(zip(words[::2], words[1::2], strict=True))
+        given = {"none": "--backbone_weights", "inheritance": None}.get(cell.method, "--student_backbone_weights")
+        assert weights is not None
+        assert (options.get(given) == weights) if given else (weights not in words), cell.method
+
+
 def test_words_choose_cells_by_kind(grid):
     cells = grid.cells(["bccd", "drawn_easy", "none", "2"])
     assert {(cell.dataset, cell.method, cell.seed) for cell in cells} == {
