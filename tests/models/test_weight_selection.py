@@ -133,6 +133,11 @@ def test_students_that_cannot_begin_so_are_refused(teacher, tiny_folders, option
         make_student(PairOptions(student=path, weight_selection=True), teacher, NAMES, 0)
 
 
+def test_inheriting_cannot_be_asked_for_and_refused(teacher):
+    with pytest.raises(ConfigError, match="Leave one out"):
+        make_student(PairOptions(student_num_queries=7, weight_selection=True, inherit=False), teacher, NAMES, 0)
+
+
 def test_a_cache_alone_has_no_weights(tiny_folders):
     path = str(tiny_folders["rt_detr_student"] / "config.json")
     with pytest.raises(ConfigError, match="which no cache holds"):

@@ -108,6 +108,8 @@ def make_student(
         hidden_size=pair.student_hidden_size,
     )
     is_derived = shape != StudentShape()
+    if pair.weight_selection and not pair.inherit:
+        raise ConfigError("--weight_selection takes the teacher's weights, --no-inherit none of them. Leave one out.")
     if pair.student is not None and replace(shape, backbone_weights=None) != StudentShape():
         raise ConfigError("Give either --student, or --student_backbone and the like to derive one; not both.")
     if pair.student is not None:
@@ -121,7 +123,8 @@ def make_student(
         )
         began = start_of(pair.student, student, weights)
         if not pair.weight_selection:
-            return with_class_names(student, class_names), _advice(pair.student, student, teacher), began
+            advice = _advice(pair.student, student, teacher) if weights is None else []
+            return with_class_names(student, class_names), advice, began
         return _selected(pair, student, teacher, class_names, began)
     if not is_derived:
         raise ConfigError(
