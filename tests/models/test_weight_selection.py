@@ -1,5 +1,6 @@
 """Students that begin with evenly spaced channels of their teacher."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,10 @@ from torch import nn
 
 from builders import FAMILY_OF, MODELS, batch_for
 from qskd.errors import ConfigError
-from qskd.models.deriving import derive_student, select_weights
+from qskd.models.deriving import _NOWHERE, _missing_maps, derive_student, select_weights
 from qskd.models.families import adapter_class
 from qskd.models.inheriting import Lineage, inherit_weights
+from qskd.models.initialising import backbone_of
 from qskd.models.loading import load_model, new_model
 from qskd.models.shaping import StudentShape
 from qskd.runs.distilling import make_student
@@ -32,6 +34,7 @@ class Joined(nn.Module):
         self.norm = nn.BatchNorm1d(width)
         self.conv4 = nn.Linear(3 * width, width)
         self.sampling_offsets = nn.Linear(width, 2 * width)
+        self.register_buffer("shape", torch.full((width,), 1.0 / width))
 
     def forward(self, values):
         return self.norm(self.both(torch.cat([self.left(values), self.right(values)], -1)))
@@ -48,7 +51,7 @@ def test_a_wide_model_whose_odd_channels_are_dead_computes_what_the_narrow_one_t
         values = torch.randn(5, 3)
         inherit_weights(student, teacher, SELECTS)
         torch.testing.assert_close(student(values), teacher(values)[:, ::2])
-    for name in ("conv4.weight", "sampling_offsets.weight"):
+    for name in ("conv4.weight", "sampling_offsets.weight", "shape"):
         assert torch.equal(student.state_dict()[name], before[name]), name
 
 
@@ -79,8 +82,52 @@ def test_a_student_without_the_finest_map_begins_with_what_sees_the_same_maps():
     head, teachers = own["class_embed.2.weight"], theirs["class_embed.2.weight"]
     assert torch.equal(head[[0, 2]], teachers[[4, 0], ::2])
     assert torch.equal(head[1], fresh["class_embed.2.weight"][1]), "the teacher knows no fox"
+    for name in own:
+        if name.endswith(("num_points_scale", "reg_scale", ".up")) or "sampling_offsets" in name:
+            assert torch.equal(own[name], fresh[name]), name
     assert 0.5 < report.inherited / report.total < 1
     assert "fox" in report.as_table()
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "expected"),
+    [
+        ((16, 32), (8, 16, 32), (1, 0)),
+        ((8, 16), (8, 16, 32), (0, 1)),
+        ((8, 16, 32), (8, 16, 32), (0, 0)),
+        ((16, 32, 64), (8, 16, 32), (_NOWHERE, _NOWHERE)),
+        ((4,), (8, 16), (_NOWHERE, _NOWHERE)),
+    ],
+)
+def test_maps_are_found_by_their_strides(mine, theirs, expected):
+    assert _missing_maps(mine, theirs) == expected
+
+
+def test_modules_of_one_map_come_from_what_sees_the_same():
+    lineage = Lineage((0,), (0,), 1, (), 0, finer=1, coarser=2, same_maps=False)
+    assert lineage.source_name("model.encoder.pan_blocks.0.conv1") == "model.encoder.pan_blocks.1.conv1"
+    assert lineage.source_name("model.encoder.lateral_convs.1") == "model.encoder.lateral_convs.3"
+
+
+def test_groups_of_queries_and_places_of_a_picture_are_not_mixed():
+    source = nn.ModuleDict({"query_feat": nn.Embedding(6, 4)})
+    source.position = nn.Module()
+    source.position.position_embeddings = nn.Parameter(torch.randn(1, 17, 8))
+    target = nn.ModuleDict({"query_feat": nn.Embedding(6, 4)})
+    target.position = nn.Module()
+    target.position.position_embeddings = nn.Parameter(torch.zeros(1, 5, 4))
+    before = target["query_feat"].weight.clone()
+    inherit_weights(target, source, replace(SELECTS, query_groups=0))
+    assert torch.equal(target["query_feat"].weight, before)
+    assert not target.position.position_embeddings.any()
+
+
+def test_a_backbone_of_timms_is_the_teachers():
+    teacher = new_model(CONFIGS / "d_fine_lite.json", NAMES)
+    student = new_model(CONFIGS / "d_fine_lite_nano.json", NAMES)
+    select_weights(student, teacher, NAMES)
+    theirs = backbone_of(teacher.model).state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in backbone_of(student.model).state_dict().items())
 
 
 @pytest.mark.parametrize("family", MODELS)

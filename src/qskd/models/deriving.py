@@ -18,6 +18,8 @@ from qskd.models.loading import build
 from qskd.models.shaping import StudentShape, student_config
 from qskd.models.timm_backbones import keep_activations
 
+_NOWHERE = 99  # added to the number of a module, leads to none
+
 
 def derive_student(
     teacher: DetrAdapter,
@@ -109,8 +111,19 @@ def select_weights(student: DetrAdapter, teacher: DetrAdapter, class_names: Sequ
             f"the student a {student.family}. Leave it out."
         )
     lineage = _lineage(student.model, teacher, class_names, backbone=False, select=True)
-    offset = teacher.strides.index(student.strides[0]) if student.strides[0] in teacher.strides else 0
-    return _inherited(student.model, teacher, replace(lineage, levels=offset), class_names)
+    finer, coarser = _missing_maps(student.strides, teacher.strides)
+    same = student.strides == teacher.strides
+    return _inherited(
+        student.model, teacher, replace(lineage, finer=finer, coarser=coarser, same_maps=same), class_names
+    )
+
+
+def _missing_maps(mine: Sequence[int], theirs: Sequence[int]) -> tuple[int, int]:
+    """How many finer and how many coarser maps the teacher has; beyond all where its maps are not the student's."""
+    begin = theirs.index(mine[0]) if mine[0] in theirs else len(theirs)
+    if tuple(theirs[begin : begin + len(mine)]) != tuple(mine):
+        return _NOWHERE, _NOWHERE
+    return begin, len(theirs) - begin - len(mine)
 
 
 def _lineage(
@@ -118,6 +131,7 @@ def _lineage(
 ) -> Lineage:
     source: Any = _config(teacher)
     target: Any = model.config
+    groups = [getattr(config, "group_detr", 1) for config in (source, target)]
     return Lineage(
         encoder=layer_choice(getattr(target, "encoder_layers", 0), getattr(source, "encoder_layers", 0)),
         decoder=layer_choice(target.decoder_layers, source.decoder_layers),
@@ -125,7 +139,7 @@ def _lineage(
         rows=match_names(teacher.id2label, class_names),
         source_classes=source.num_labels,
         backbone=backbone or (select and _same_blocks(target.backbone_config, source.backbone_config)),
-        query_groups=getattr(source, "group_detr", 1),
+        query_groups=groups[0] if groups[0] == groups[1] else 0,
         selects=select,
     )
 
@@ -133,7 +147,9 @@ def _lineage(
 def _same_blocks(mine: Any, theirs: Any) -> bool:
     """Whether two backbones are built of the same blocks, if of other sizes."""
     kinds = [(config.model_type, getattr(config, "layer_type", None)) for config in (mine, theirs)]
-    return kinds[0] == kinds[1] and mine.model_type != "timm_backbone"
+    if mine.model_type == theirs.model_type == "timm_backbone":
+        return bool(mine.backbone == theirs.backbone)
+    return kinds[0] == kinds[1]
 
 
 def _inherited(model: nn.Module, teacher: DetrAdapter, lineage: Lineage, class_names: Sequence[str]) -> InheritReport:

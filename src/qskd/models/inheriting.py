@@ -13,9 +13,11 @@ from qskd.models.initialising import BACKBONE
 _QUERY_NAMES = r"query_position_embeddings|query_refpoint_embeddings|weight_embedding|reference_point_embed|query_feat"
 _QUERIES = re.compile(rf"({_QUERY_NAMES})$")
 _DECODER_LAYER = re.compile(r"\b(decoder\.layers|class_embed|bbox_embed|lqe_layers)\.(\d+)(?=\.|$)")
-_LEVEL = re.compile(
-    r"\b((?:encoder_|decoder_)?input_proj|downsample_convs|pan_blocks)\.(\d+)(?=\.|$)"
-)  # from fine to coarse
+_FROM_FINE = re.compile(r"\b((?:encoder_|decoder_)?input_proj|downsample_convs|pan_blocks|scale_layers)\.(\d+)(?=\.|$)")
+_FROM_COARSE = re.compile(
+    r"\b(lateral_convs|fpn_blocks)\.(\d+)(?=\.|$)"
+)  # modules of one map, by where counting begins
+_CONSTANTS = {"reg_scale", "up"}  # D-FINE's, parameters that are none
 _BY_POINT = re.compile(r"(sampling_offsets|attention_weights)$")  # rows by head, level and point: no channels
 _UNLIKE_INPUTS = re.compile(r"\bconv4(\.|$)")  # D-FINE's, of maps side by side that do not all shrink by one factor
 _ENCODER_LAYER = re.compile(r"(encoder(?:\.aifi\.\d+)?\.layers)\.(\d+)(?=\.|$)")
@@ -89,15 +91,18 @@ class Lineage:
     rows: tuple[int, ...]  # source row of every target class, the extra row of a head not counted; -1: none
     source_classes: int
     backbone: bool = True  # whether the backbones have the same architecture
-    query_groups: int = 1  # equal parts of the learned queries, each with a first one
+    query_groups: int = 1  # equal parts of the learned queries, each with a first one; 0: as many as it has not
     selects: bool = False  # whether narrower modules of the target take evenly spaced channels
-    levels: int = 0  # how many finer maps the source has than the target
+    finer: int = 0  # how many maps the source has that are finer than the target's
+    coarser: int = 0  # how many that are coarser
+    same_maps: bool = True  # whether both see maps of the same strides
 
     def source_name(self, name: str) -> str:
         """The name, in the source, of a module of the target."""
         if BACKBONE.search(f"{name}."):
             return name
-        name = _LEVEL.sub(lambda match: f"{match[1]}.{int(match[2]) + self.levels}", name)
+        name = _FROM_FINE.sub(lambda match: f"{match[1]}.{int(match[2]) + self.finer}", name)
+        name = _FROM_COARSE.sub(lambda match: f"{match[1]}.{int(match[2]) + self.coarser}", name)
         name = _DECODER_LAYER.sub(lambda match: f"{match[1]}.{self._decoder_layer(int(match[2]))}", name)
         return _ENCODER_LAYER.sub(lambda match: f"{match[1]}.{self.encoder[int(match[2])]}", name)
 
@@ -129,7 +134,7 @@ def inherit_weights(target: nn.Module, source: nn.Module, lineage: Lineage) -> I
     for name, module in target.named_modules(remove_duplicate=False):
         if not lineage.backbone and BACKBONE.search(f"{name}."):
             continue
-        origin = modules.get(lineage.source_name(name), modules.get(name))
+        origin = modules.get(lineage.source_name(name), modules.get(name) if lineage.same_maps else None)
         if origin is None:
             continue
         for tensor, count in _copy_module(name, module, origin, lineage):
@@ -144,7 +149,10 @@ def nothing_inherited(model: nn.Module) -> InheritReport:
 
 def _copy_module(name: str, module: nn.Module, origin: nn.Module, lineage: Lineage) -> list[tuple[Tensor, int]]:
     own, theirs = _own_state(module), _own_state(origin)
-    if not own or own.keys() != theirs.keys():
+    if own.keys() != theirs.keys():
+        return []
+    own = _comparable(name, module, own, lineage)
+    if not own:
         return []
     pairs = [(tensor, theirs[key]) for key, tensor in own.items()]
     if lineage.selects:
@@ -152,12 +160,24 @@ def _copy_module(name: str, module: nn.Module, origin: nn.Module, lineage: Linea
     if is_class_layer(name):
         return copy_rows(pairs, class_rows(len(pairs[0][0]), lineage.rows, lineage.source_classes))
     if _QUERIES.search(name):
+        if lineage.query_groups == 0:
+            return []
         return copy_rows(pairs, _query_rows(len(pairs[0][0]), len(pairs[0][1]), lineage.query_groups))
     if any(mine.shape != other.shape for mine, other in pairs):
         return []
     for mine, other in pairs:
         mine.copy_(other)
     return [(mine, mine.numel()) for mine, _ in pairs]
+
+
+def _comparable(name: str, module: nn.Module, own: dict[str, Tensor], lineage: Lineage) -> dict[str, Tensor]:
+    """What of a module means the same in both models: no constants, nothing by map or point where maps differ."""
+    if _BY_POINT.search(name) and not lineage.same_maps:
+        return {}
+    left_out = set() if lineage.same_maps else {"level_embed"}
+    if lineage.selects and "running_mean" not in own:  # else buffers describe the model's own shape
+        left_out |= own.keys() - module._parameters.keys() | _CONSTANTS
+    return {key: tensor for key, tensor in own.items() if key not in left_out}
 
 
 def _selected(name: str, pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
@@ -171,8 +191,9 @@ def _selected(name: str, pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tenso
 
 
 def _fits(mine: torch.Size, theirs: torch.Size) -> bool:
-    """Whether channels are no more, and kernels the same."""
-    return mine[2:] == theirs[2:] and all(ours <= other for ours, other in zip(mine, theirs, strict=True))
+    """Whether channels are no more, and kernels, or the places of embeddings, the same."""
+    fixed = slice(0, 2) if len(mine) == 3 else slice(2, None)
+    return mine[fixed] == theirs[fixed] and all(ours <= other for ours, other in zip(mine, theirs, strict=True))
 
 
 def _evenly_spaced(tensor: Tensor, shape: torch.Size, first: int) -> Tensor:
