@@ -57,8 +57,8 @@ def inherit(
 ) -> None:
     """A student that begins with its teacher's weights, as a ``from_pretrained`` folder.
 
-    The weights are those that ``qskd distill --weight_selection --seed SEED`` begins with; but DETR-like families load a
-    folder's batch norms frozen, where those of a configuration learn.
+    The weights are those that ``qskd distill --weight_selection --seed SEED`` begins with; but DETR-like families load
+    a folder's batch norms frozen, where those of a configuration learn.
 
     Args:
         configuration: the student's.
