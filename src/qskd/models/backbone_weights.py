@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoBackbone, AutoConfig
+from transformers import AutoConfig
 
 from qskd.errors import CheckpointError
 from qskd.models.adapter import PixelNorm
@@ -14,7 +14,7 @@ from qskd.models.families import FAMILIES
 from qskd.models.initialising import backbone_of
 from qskd.models.loading import load_model
 from qskd.models.processors import given_pixel_norm
-from qskd.models.timm_backbones import WRAPPED, WRAPPER, pretrained_state
+from qskd.models.timm_backbones import WRAPPED, WRAPPER, pretrained_state, weightless
 
 _PROBE = 64  # pixels of the side of an image that is only sent through
 _LONGEST_REASON = 300  # characters quoted of somebody else's error
@@ -61,9 +61,9 @@ def _pretrained(source: str, model: nn.Module) -> tuple[dict[str, Tensor], Pixel
         if config.model_type == WRAPPER:
             return pretrained_state(source, config, settings)
         config.set_output_features_output_indices(list(settings.out_features), None)
-        with torch.device("meta"):
-            kind = type(AutoBackbone.from_config(config))
-        backbone, info = kind.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
+        backbone, info = type(weightless(config)).from_pretrained(
+            source, config=config, dtype=torch.float32, output_loading_info=True
+        )
     except CheckpointError:
         raise
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import torch
-from transformers import AutoBackbone, AutoConfig, HGNetV2Config, ResNetConfig, RTDetrResNetConfig
+from transformers import AutoConfig, HGNetV2Config, ResNetConfig, RTDetrResNetConfig
 
 from qskd.errors import ConfigError
 from qskd.models.families import FAMILIES
-from qskd.models.timm_backbones import INSTALL, WRAPPER, timm_config
+from qskd.models.timm_backbones import INSTALL, WRAPPER, timm_config, weightless
 
 _RESNETS: dict[str, tuple[str, tuple[int, int, int, int]]] = {
     "resnet18": ("basic", (2, 2, 2, 2)),
@@ -119,7 +118,7 @@ def smaller_backbones(config: Any) -> list[str]:
 
 
 def _weights_in(config: Any) -> int:
-    return sum(parameter.numel() for parameter in _weightless(config).parameters())
+    return sum(parameter.numel() for parameter in weightless(config).parameters())
 
 
 def _resnet(name: str, family: str, levels: int | None) -> Any:
@@ -188,18 +187,13 @@ def _scaled_channels(channels: int, width: float) -> int:
 
 def channels_of(config: Any) -> list[int]:
     """Channels of the maps a backbone gives, fine to coarse."""
-    return list(_weightless(config).channels)
+    return list(weightless(config).channels)
 
 
 def same_architecture(first: Any, second: Any) -> bool:
     """Whether the weights of one backbone, given by its configuration, fit the other: names and shapes."""
     shapes = [
-        {name: tuple(tensor.shape) for name, tensor in _weightless(config).state_dict().items()}
+        {name: tuple(tensor.shape) for name, tensor in weightless(config).state_dict().items()}
         for config in (first, second)
     ]
     return shapes[0] == shapes[1]
-
-
-def _weightless(config: Any) -> Any:
-    with torch.device("meta"):
-        return AutoBackbone.from_config(config)

@@ -36,7 +36,7 @@ def timm_config(name: str, levels: int | None) -> Any:
         raise ConfigError(f"The backbone '{name}' is one of timm's. {INSTALL}")
     config = TimmBackboneConfig(backbone=name, out_indices=list(range(-(levels or 1), 0)))
     try:
-        backbone = _weightless(config).eval()
+        backbone = weightless(config).eval()
         maps = [backbone(torch.empty(1, 3, side, 2 * side, device="meta")).feature_maps for side in _PROBES]
     except (RuntimeError, ValueError, IndexError, AssertionError, AttributeError, TypeError) as error:
         raise ConfigError(
@@ -69,18 +69,21 @@ def drops_activations(config: Any) -> bool:
     backbone = getattr(config, "backbone_config", None)
     if getattr(backbone, "model_type", None) != "timm_backbone" or not is_timm_available():
         return False
-    norms = (module for module in _weightless(backbone).modules() if isinstance(module, nn.BatchNorm2d))
+    norms = (module for module in weightless(backbone).modules() if isinstance(module, nn.BatchNorm2d))
     return any(not isinstance(getattr(norm, "act", nn.Identity()), nn.Identity) for norm in norms)
 
 
-def keep_activations(config: Any) -> bool:
-    """Ask transformers to leave the norms of such a backbone as they are; whether anything had to be changed.
+def keep_activations(config: Any) -> None:
+    """Ask transformers to leave the norms of such a backbone as they are; for other backbones nothing is changed.
+
+    Args:
+        config: a detector's, changed in place.
 
     Raises:
         ConfigError: the family has no such setting.
     """
     if not drops_activations(config):
-        return False
+        return
     if not hasattr(config, "freeze_backbone_batch_norms"):
         raise ConfigError(
             f"transformers freezes the batch norms of every {config.model_type}, and the activations inside those of "
@@ -88,7 +91,6 @@ def keep_activations(config: Any) -> bool:
             "ConvNeXt, ...), or a family of RT-DETR's kind."
         )
     config.freeze_backbone_batch_norms = False
-    return True
 
 
 def pretrained_state(source: str, classifier: Any, config: Any) -> tuple[dict[str, Tensor], PixelNorm | None]:
@@ -114,7 +116,7 @@ def pretrained_state(source: str, classifier: Any, config: Any) -> tuple[dict[st
     # The wrapper that gives feature maps calls layers of layers by one name: stages_0 for stages.0.
     given = {name.replace(".", "_"): tensor for name, tensor in load_file(path).items()}
     state: dict[str, Tensor] = {}
-    for name, like in _weightless(config)._backbone.state_dict().items():
+    for name, like in weightless(config)._backbone.state_dict().items():
         if name.endswith("num_batches_tracked"):
             continue
         tensor = given.get(name.removeprefix("model.").replace(".", "_"))
@@ -138,6 +140,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _weightless(config: Any) -> Any:
+def weightless(config: Any) -> Any:
+    """A backbone that holds no numbers, from its configuration: names, shapes and channels."""
     with torch.device("meta"):
         return AutoBackbone.from_config(config)

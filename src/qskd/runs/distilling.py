@@ -125,7 +125,7 @@ def make_student(
         if not pair.weight_selection:
             advice = _advice(pair.student, student, teacher) if weights is None else []
             return with_class_names(student, class_names), advice, began
-        return _selected(pair, student, teacher, class_names, began)
+        return _selected(pair, student, teacher, class_names)
     if not is_derived:
         raise ConfigError(
             "No student: give --student (a hub id, folder or configuration), or say how it is smaller than the "
@@ -153,7 +153,6 @@ def _selected(
     student: DetrAdapter,
     teacher: DetrAdapter | None,
     class_names: Sequence[str],
-    began: dict[str, str],
 ) -> tuple[DetrAdapter, list[str], dict[str, str]]:
     """A student from a configuration that begins with its teacher's weights."""
     assert pair.student is not None
@@ -169,8 +168,7 @@ def _selected(
         )
     report = select_weights(student, teacher, class_names)
     notes = ["the student, evenly spaced channels of the teacher", *report.as_table().splitlines()]
-    weights = f"selected weights of teacher {weights_fingerprint(teacher.model)[:12]}"
-    return student, notes, began | {"weights": weights}
+    return student, notes, start_of_derived(pair, student, teacher)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ def start_of(source: str, opened: DetrAdapter, backbone: str | None = None) -> d
 
 
 def start_of_derived(pair: PairOptions, student: DetrAdapter, teacher: DetrAdapter) -> dict[str, str]:
-    """The start of a student derived from its teacher; the same for all seeds."""
+    """The start of a student that was derived from its teacher, or took its weights; the same for all seeds."""
     kind = "selected weights" if pair.weight_selection else "weights"
     weights = f"{kind} of teacher {weights_fingerprint(teacher.model)[:_DIGITS]}" if pair.inherit else "random weights"
     return _start(weights + _backbone(pair.student_backbone_weights), student)
