@@ -1,14 +1,18 @@
 """A compiled backbone answers as it did."""
 
 import copy
+import re
 
 import pytest
 import torch
 
 from builders import MODELS, batch_for
+from qskd.errors import ConfigError
 from qskd.models.compiling import Compiling
 from qskd.models.families import adapter_class
 from qskd.models.initialising import backbone_of
+
+CPU = torch.device("cpu")
 
 
 def answers(adapter, name):
@@ -29,7 +33,7 @@ def test_predictions_and_gradients_stay(name):
     names = list(model.state_dict())
     view, gradients = answers(adapter, name)
 
-    assert Compiling(backend="eager").backbone(adapter) is adapter
+    assert Compiling(backend="eager").backbone(adapter, CPU) is adapter
 
     compiled, others = answers(adapter, name)
     torch.testing.assert_close(compiled.logits, view.logits)
@@ -42,6 +46,18 @@ def test_predictions_and_gradients_stay(name):
 
 def test_a_copy_is_not_compiled():
     model = MODELS["rt_detr"]()
-    adapter = Compiling(backend="eager").backbone(adapter_class("rt_detr")(model))
+    adapter = Compiling(backend="eager").backbone(adapter_class("rt_detr")(model), CPU)
     assert backbone_of(adapter.model)._compiled_call_impl is not None
     assert backbone_of(copy.deepcopy(adapter.model))._compiled_call_impl is None
+
+
+def test_a_machine_without_a_compiler_is_told_at_once(monkeypatch):
+    pytest.importorskip("torch._inductor.config")
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/nowhere/g++",))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    torch._dynamo.reset()
+    adapter = adapter_class("rt_detr")(MODELS["rt_detr"]())
+    said = re.escape("inductor can compile nothing for cpu here (") + ".*compiler.*leave --torch_compile out"
+    with pytest.raises(ConfigError, match=said):
+        Compiling().backbone(adapter, CPU)
+    assert backbone_of(adapter.model)._compiled_call_impl is None

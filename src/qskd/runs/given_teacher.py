@@ -111,7 +111,7 @@ class LoadedTeacher:
             self._engine = inference_engine(self.plain, one_image(self.size))
             self._engine.model.to(self.device)
             if self.compiling is not None:
-                self.compiling.backbone(self._engine)
+                self.compiling.backbone(self._engine, self.device)
             self._let_go()
         return self._engine
 

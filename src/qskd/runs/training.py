@@ -156,7 +156,7 @@ class Job:
         if self.config.channels_last:
             channels_last(self.student)
         if self.config.compiling is not None:
-            self.config.compiling.backbone(self.student)
+            self.config.compiling.backbone(self.student, self.config.device)
         if self.config.freeze_batch_norm and freeze_backbone_norms(self.student.model) == 0:
             raise ConfigError(
                 "freeze_batch_norm was given, but no batch norm of the student's backbone learns: it has none, or they "
