@@ -119,7 +119,7 @@ def _feature_loss(student: DetrView, teacher: DetrView, weights: Tensor) -> Tens
     ours, theirs = (view.memory[0].flatten(2).transpose(1, 2) for view in (student, teacher))
     total, amount = ours.sum() * 0.0, 0.0
     for layer in range(teacher.num_layers):
-        weight = (mass[layer] / (mass[layer].amax(-1, keepdim=True) + 1e-6)).square()  # [B, S]
+        weight = mass[layer] / (mass[layer].amax(-1, keepdim=True) + 1e-6)  # [B, S]
         channels = ours.shape[-1:]
         distance = functional.layer_norm(ours, channels) - functional.layer_norm(theirs, channels)
         total = total + (distance.square().mean(-1) * weight).sum()

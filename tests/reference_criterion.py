@@ -143,6 +143,7 @@ def agfd(
     norm: str,
     normalise: bool,
     per_level: bool = False,
+    power: float = 1.0,
     selection: dict | None = None,
 ) -> Tensor:
     """One number; all levels share one projection; both sides have the same levels and grids."""
@@ -152,7 +153,7 @@ def agfd(
     for image in range(teacher.num_images):
         padding = torch.cat([mask[image].flatten() for mask in teacher.is_padding])
         groups = sizes if per_level else [sum(sizes)]
-        weights = token_weights(teacher, targets, costs, image, padding, groups, selection or {})
+        weights = token_weights(teacher, targets, costs, image, padding, groups, power, selection or {})
         if weights is None:
             continue
         for level, (start, size) in enumerate(zip(starts, sizes, strict=True)):
@@ -177,6 +178,7 @@ def token_weights(
     image: int,
     padding: Tensor,
     groups: list[int],
+    power: float,
     selection: dict,
 ) -> list[float] | None:
     """W of every token of one image; None when no query is selected. ``groups``: tokens that share a peak."""
@@ -200,7 +202,7 @@ def token_weights(
         for size in groups:
             peak = max(mass[start : start + size])
             for token in range(start, start + size):
-                weights[token] += (mass[token] / (peak + 1e-6)) ** 2
+                weights[token] += (mass[token] / (peak + 1e-6)) ** power
             start += size
     return weights if any_selected else None
 

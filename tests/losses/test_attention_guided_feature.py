@@ -44,11 +44,14 @@ def term_for(student: DetrView, teacher: DetrView, **options: object) -> Attenti
 @pytest.mark.parametrize("norm", ["mass", "area"])
 @pytest.mark.parametrize("normalise", [False, True], ids=["raw", "normalised"])
 @pytest.mark.parametrize("per_level", [False, True], ids=["one-peak", "peak-per-level"])
-def test_value_and_gradient_equal_the_formula_token_by_token(norm: str, normalise: bool, per_level: bool) -> None:
+@pytest.mark.parametrize("power", [1.0, 2.0, 0.5])
+def test_value_and_gradient_equal_the_formula_token_by_token(
+    norm: str, normalise: bool, per_level: bool, power: float
+) -> None:
     options = {"images": 3, "content": PADDED, "dtype": torch.float64, **TWO_LEVELS}
     student = with_gradient(random_view(1, queries=9, **(options | {"channels": (5, 5)})))
     teacher, targets = random_view(2, **options), random_targets((3, 2, 0))
-    term = term_for(student, teacher, norm=norm, normalise=normalise, norm_per_level=per_level).double()
+    term = term_for(student, teacher, norm=norm, normalise=normalise, norm_per_level=per_level, power=power).double()
     for projection in term.projections:
         projection.load_state_dict(term.projections[0].state_dict())
     parts, _ = run_term(term, student, lesson_of(teacher, targets))
@@ -63,6 +66,7 @@ def test_value_and_gradient_equal_the_formula_token_by_token(norm: str, normalis
         norm=norm,
         normalise=normalise,
         per_level=per_level,
+        power=power,
     )
     assert parts["agfd"].item() == pytest.approx(expected.item(), rel=1e-5)
     leaves = [*student.memory, *term.parameters()]
@@ -95,15 +99,22 @@ def hand_groups(role: list[int], giou: list[float]) -> QueryGroups:
     )
 
 
-@pytest.mark.parametrize(("norm", "expected"), [("mass", (1 * 1 + 0.25 * 4) / 1.25), ("area", (1 * 1 + 0.25 * 4) / 3)])
-def test_one_layer_by_hand(norm: str, expected: float) -> None:
+@pytest.mark.parametrize(
+    ("norm", "power", "expected"),
+    [
+        ("mass", 2.0, (1 * 1 + 0.25 * 4) / 1.25),
+        ("area", 2.0, (1 * 1 + 0.25 * 4) / 3),
+        ("mass", 1.0, (1 * 1 + 0.5 * 4) / 1.5),
+    ],
+)
+def test_one_layer_by_hand(norm: str, power: float, expected: float) -> None:
     # omega = 1 + (1, 0) on positive and hard negative, nothing on the easy one: shares 2/3 and 1/3.
-    # mass = 2/3 (1, 0, 0) + 1/3 (0, 1, 0) = (2/3, 1/3, 0); over its peak (1, 1/2, 0); W = (1, 1/4, 0).
-    # squared distances (1, 4, 9): sum of W d = 1 + 1 = 2; sum of W = 5/4; tokens 3.
+    # mass = 2/3 (1, 0, 0) + 1/3 (0, 1, 0) = (2/3, 1/3, 0); over its peak (1, 1/2, 0); W = (1, 1/4, 0) or, not squared,
+    # (1, 1/2, 0). squared distances (1, 4, 9): sum of W d = 1 + 1 = 2; sum of W = 5/4; tokens 3.
     attention = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     teacher, student = hand_view([0.0, 0.0, 0.0], attention), hand_view([1.0, 2.0, 3.0], attention)
     lesson = replace(lesson_of(teacher, random_targets((1,))), groups=hand_groups([1, 2, 0], [1.0, 0.0, 0.9]))
-    parts, _ = run_term(term_for(student, teacher, norm=norm, normalise=False), student, lesson)
+    parts, _ = run_term(term_for(student, teacher, norm=norm, normalise=False, power=power), student, lesson)
     assert parts["agfd"].item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -139,6 +150,12 @@ def test_without_a_common_stride_the_error_names_both() -> None:
 def test_an_unknown_choice_is_refused_by_name(option: str) -> None:
     with pytest.raises(ConfigError, match=f"agfd.{option} is 'x'"):
         term_for(random_view(), random_view(), **{option: "x"})
+
+
+@pytest.mark.parametrize("power", [0.0, -1.0])
+def test_a_power_that_is_not_above_0_is_refused(power: float) -> None:
+    with pytest.raises(ConfigError, match=f"agfd.power is {power}; it must be above 0"):
+        term_for(random_view(), random_view(), power=power)
 
 
 @pytest.mark.parametrize(

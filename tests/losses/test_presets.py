@@ -41,6 +41,7 @@ def test_the_third_party_form_is_uncapped_imagewide_and_one_mean() -> None:
     assert (settings.lapd.scope, settings.lapd.top_up, settings.lapd.single_mean) == ("image", False, True)
     assert (settings.lapd.class_weight, settings.lapd.box_weight, settings.lapd.giou_weight) == (1.0, 5.0, 2.0)
     assert (settings.agfd.norm, settings.agfd.normalise, settings.agfd.mask) == ("area", False, "attention")
+    assert settings.agfd.power == 2.0
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ class AttentionGuidedFeature(nn.Module):
     """Squared distance of projected student memory and teacher memory, weighted by the teacher's attention.
 
     With omega_q = max(1 + GIoU_q, 1e-3) on the selected queries of layer l, m_l(p) their omega-weighted
-    mean attention on token p and n_l = m_l / (max_p m_l + epsilon), a token weighs W(p) = sum_l n_l(p)^2:
+    mean attention on token p and n_l = m_l / (max_p m_l + epsilon), a token weighs W(p) = sum_l n_l(p)^power:
 
         sum over images and tokens of W(p) ||project(F_student)(p) - F_teacher(p)||^2 / (D_teacher * norm)
 
@@ -42,14 +42,16 @@ class AttentionGuidedFeature(nn.Module):
         norm_per_level: divide m_l by its greatest value in each level instead of over all levels. Fine levels
             spread attention over more cells and weigh little otherwise.
         epsilon: added to the greatest value.
+        power: above 0. 1 weighs by attention itself; 2 is what a mask multiplied onto both features does, and leaves
+            all but the few tokens that are looked at most nearly unused.
 
     Raises:
         ConfigError: student and teacher have no stride in common, or an option has an unknown value.
 
     Source: Liu et al. 2024 (arXiv 2409.06443) name the idea; the form is that of the third-party code in TPRD
     (github.com/xingyitong1/TPRD). Departures: each layer weighs by its own attention, averaged over heads and
-    none of it on padding; omega is at least 1e-3; "mass", ``projection``, ``normalise``, ``norm_per_level``
-    and levels paired by stride are ours.
+    none of it on padding; omega is at least 1e-3; "mass", ``projection``, ``normalise``, ``norm_per_level``,
+    ``power`` other than 2 and levels paired by stride are ours.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.MEMORY, Need.ATTENTION})
@@ -67,13 +69,16 @@ class AttentionGuidedFeature(nn.Module):
         normalise: bool = True,
         norm_per_level: bool = False,
         epsilon: float = 1e-6,
+        power: float = 1.0,
     ) -> None:
         super().__init__()
+        if power <= 0.0:
+            raise ConfigError(f"agfd.power is {power}; it must be above 0. agfd.mask none weighs all tokens alike.")
         _check_choice("norm", norm, ("mass", "area"))
         _check_choice("projection", projection, ("auto", "linear"))
         self.pairs = _pairs_of_levels(student_strides, teacher_strides)
         self.norm, self.normalise = norm, normalise
-        self.norm_per_level, self.epsilon = norm_per_level, epsilon
+        self.norm_per_level, self.epsilon, self.power = norm_per_level, epsilon, power
         self.projections = nn.ModuleList(
             _projection(student_channels[ours], teacher_channels[theirs], projection) for ours, theirs in self.pairs
         )
@@ -126,10 +131,9 @@ class AttentionGuidedFeature(nn.Module):
         mass = lesson.view.attention_mass(query_weights(lesson.groups), lesson.groups.most)  # [L, B, S]
         is_padding = torch.cat([mask.flatten(1) for mask in lesson.view.is_padding], dim=1)
         mass = mass.masked_fill(is_padding, 0.0)
-        if not self.norm_per_level:
-            return self._peak_normalised(mass).square().sum(0)
-        levels = torch.split(mass, _level_sizes(lesson.view), dim=-1)
-        return torch.cat([self._peak_normalised(level) for level in levels], dim=-1).square().sum(0)
+        levels = torch.split(mass, _level_sizes(lesson.view), dim=-1) if self.norm_per_level else (mass,)
+        weights = torch.cat([self._peak_normalised(level) for level in levels], dim=-1)
+        return (weights if self.power == 1.0 else weights.pow(self.power)).sum(0)
 
     def _peak_normalised(self, mass: Tensor) -> Tensor:
         return mass / (mass.amax(-1, keepdim=True) + self.epsilon)

@@ -40,6 +40,7 @@ class AgfdSettings:
     normalise: bool = True
     norm_per_level: bool = False
     epsilon: float = 1e-6
+    power: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ PRESETS: dict[str, MethodSettings] = {
     "qskd_tprd": MethodSettings(
         selection=GroupQuerySelection(cap=None, max_hard_negatives=None),
         lapd=LapdSettings(scope="image", top_up=False, single_mean=True),
-        agfd=AgfdSettings(weight=100.0, norm="area", normalise=False),
+        agfd=AgfdSettings(weight=100.0, norm="area", normalise=False, power=2.0),
     ),
     "none": MethodSettings(lapd=_OFF_LAPD, agfd=_OFF_AGFD),
     "positives": MethodSettings(selection=GroupQuerySelection(select="positives")),
