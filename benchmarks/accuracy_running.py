@@ -30,11 +30,11 @@ _PAUSE = 0.5  # seconds between two looks at the running processes
 
 
 def state_of(task: Task) -> State:
-    """How far a task is; "changed" is done, but with other settings than the grid now says."""
+    """How far a task is; "changed" is done, but with other settings, or another method of that name, than now."""
     notes = notes_of(task.folder)
     if task.done:
-        settings = task.facts.get("settings")
-        return "changed" if settings and notes.get("settings", settings) != settings else "done"
+        wanted = {name: task.facts[name] for name in ("settings", "options") if task.facts.get(name)}
+        return "changed" if any(notes.get(name, value) != value for name, value in wanted.items()) else "done"
     if notes.get("failed"):
         return "failed"
     return "begun" if notes else "open"

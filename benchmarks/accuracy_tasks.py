@@ -128,6 +128,7 @@ class Workplace:
             "searched": searched and cell.search is None,
             "kind": _kind(cell, method),
             "settings": self._settings(command, str(data), dataset.name),
+            "options": {} if method.method is None else options_of(resolve(method.method)),
         }
         return Task(cell.name, folder / "summary.json", tuple(dict.fromkeys(needs)), command, facts=facts)
 

@@ -235,6 +235,16 @@ def test_a_finished_cell_with_other_settings_than_the_grid_says_is_known_as_chan
     assert parts["running"].state_of(changed) == "changed"
 
 
+def test_a_finished_cell_of_a_method_that_had_other_defaults_is_known_as_changed(parts, grid, tmp_path):
+    task = place_of(parts, grid, tmp_path).task(grid.cells(["bccd", "d_fine", "0", "qskd"])[0])
+    task.folder.mkdir(parents=True)
+    task.product.write_text("{}")
+    for power, state in ((task.facts["options"]["agfd.power"], "done"), (7.0, "changed")):
+        notes = {**task.facts, "options": {**task.facts["options"], "agfd.power": power}}
+        (task.folder / "cell.json").write_text(json.dumps(notes))
+        assert parts["running"].state_of(task) == state
+
+
 # ---- the numbers ---------------------------------------------------------------------------------------------
 
 
