@@ -82,7 +82,7 @@ def training_options(options: DemoOptions, scenes: Path) -> dict[str, Any]:
         "seed": options.seed,
         "per_device_train_batch_size": 16,
         "per_device_eval_batch_size": 32,
-        "learning_rate": 1e-3,
+        "learning_rate": 3e-3,
         "warmup_steps": 50,
         "crop": 0.0,
         "photometric": 0.0,
