@@ -1,8 +1,11 @@
 """Files and folders written whole: past links, and by several at once."""
 
+import os
+
 import pytest
 
-from qskd.files import mend, put, remove, whole_file, whole_folder
+from qskd.errors import ConfigError
+from qskd.files import make_folder, mend, place_for_file, put, remove, whole_file, whole_folder
 
 
 @pytest.fixture
@@ -70,3 +73,30 @@ def test_what_a_kill_left_of_a_file_is_removed_under_its_pattern_alone(place):
         (place / name).write_text("half")
     mend(place, ["*.json"])
     assert [path.name for path in place.iterdir()] == [".b.txt.0123456789abcdef.tmp"]
+
+
+def test_a_place_for_results_is_made_before_there_are_any(tmp_path):
+    place_for_file(tmp_path / "deep" / "a.json", "--json")
+    assert (tmp_path / "deep").is_dir()
+    make_folder(tmp_path / "deep", "--output_dir")
+
+
+@pytest.mark.parametrize("name", ["file/folder", "file"])
+def test_a_folder_that_cannot_be_made_is_said(tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match=r"--output_dir .*cannot be made .*Give another folder"):
+        make_folder(tmp_path / name, "--output_dir")
+    with pytest.raises(ConfigError, match=r"--json .*cannot be made"):
+        place_for_file(tmp_path / name / "a.json", "--json")
+
+
+def test_a_folder_is_no_file_to_write(tmp_path):
+    with pytest.raises(ConfigError, match=r"--json .* is a folder. Give the name of a file"):
+        place_for_file(tmp_path, "--json")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
+def test_a_folder_that_is_read_only_is_said(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigError, match="nothing can be written there"):
+        make_folder(tmp_path, "--output_dir")

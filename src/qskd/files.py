@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from qskd.errors import ConfigError
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -36,6 +38,35 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all."""
     with whole_file(path) as fresh:
         fresh.write_text(text, encoding="utf-8")
+
+
+def make_folder(path: Path, flag: str) -> None:
+    """Make the folder that results go to, before there are any.
+
+    Args:
+        path: with its parents; it may be there.
+        flag: what named it.
+
+    Raises:
+        ConfigError: it cannot be made, or nothing can be written there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{flag} {path} cannot be made ({error.strerror}). Give another folder.") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ConfigError(f"{flag} {path}: nothing can be written there. Give another folder.")
+
+
+def place_for_file(path: Path, flag: str) -> None:
+    """Make the folder of a file that is written at the end, and see now that it can be.
+
+    Raises:
+        ConfigError: ``path`` is a folder, or its own folder cannot be made or written to.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{flag} {path} is a folder. Give the name of a file.")
+    make_folder(path.parent, f"The folder of {flag}")
 
 
 @contextmanager

@@ -38,6 +38,7 @@ def test_latency_is_measured_unless_that_is_switched_off(tmp_path, tiny_folders,
     ("arguments", "told"),
     [
         (["nowhere"], "nowhere does not exist"),
+        (["{run}", "--output_dir", "{run}/summary.json/x"], "--output_dir {run}/summary.json/x cannot be made"),
         (["{run}", "--images", "-2"], "--images is -2"),
         (["{run}", "--data", "nowhere"], "'nowhere' is no folder here"),
         (["{run}", "--val_images", "x"], "Give --val_annotations and --val_images together"),
@@ -47,7 +48,7 @@ def test_bad_input_is_status_2_with_a_reason(tmp_path, capsys, monkeypatch, argu
     monkeypatch.chdir(tmp_path)
     run = write_run(tmp_path / "run")
     assert main(["compare", *(argument.format(run=run) for argument in arguments)]) == 2
-    assert told in capsys.readouterr().err
+    assert told.format(run=run) in capsys.readouterr().err
 
 
 def test_without_runs_the_usage_is_shown(capsys):

@@ -124,3 +124,11 @@ def test_sizes_are_chosen_as_for_a_distillation(tmp_path, capsys):
     (tmp_path / "preprocessor_config.json").write_text('{"size": {"height": 100, "width": 100}}')
     assert main(["models", "--teacher", str(tmp_path)]) == 2
     assert "is not a multiple of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["models"], ["check", "{scenes}"], ["eval", "--model", "x", "--data", "{scenes}"]])
+def test_a_json_file_that_cannot_be_written_is_told_before_anything_is_done(tmp_path, scenes, capsys, command):
+    assert main([*(word.format(scenes=scenes) for word in command), "--json", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert f"--json {tmp_path} is a folder. Give the name of a file" in said.err
+    assert not said.out

@@ -231,7 +231,8 @@ def test_sizes_are_those_of_transformers(height: int, width: int, edges: tuple[i
     ],
 )
 def test_a_size_that_says_nothing_or_two_things_is_refused(size: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="either square, or shortest_edge <= longest_edge"):
+    said = ", ".join(f"{name} {value}" for name, value in size.items()) or "nothing"
+    with pytest.raises(ConfigError, match=f"^Image size is {said}; expected square, or shortest_edge <= longest_edge"):
         ImageSize(**size)
 
 

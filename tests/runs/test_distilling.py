@@ -272,6 +272,12 @@ def set_config(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def test_the_folder_of_a_run_is_no_model_but_names_where_it_is(scenes, tmp_path):
+    shutil.copytree(TEACHER, tmp_path / "run" / "best")
+    with pytest.raises(CheckpointError, match=rf"no config.json. Give {tmp_path}/run/best, the model of this run"):
+        qskd.distill(**options(tmp_path / "new", scenes, teacher=str(tmp_path / "run")))
+
+
 @pytest.mark.parametrize(
     ("spoil", "kind", "told"),
     [

@@ -8,6 +8,7 @@ from pathlib import Path
 from qskd.cli.parsing import show
 from qskd.data.formats.hub import BOX_FORMATS
 from qskd.data.sources import FORMATS
+from qskd.files import place_for_file, write_whole
 from qskd.reporting.tables import number, text_table
 from qskd.runs.checking import Checked, check, lines, write_clean
 from qskd.runs.options import SourceOptions
@@ -18,12 +19,13 @@ _CLASSES = 30  # shown on the console
 def run(arguments: Sequence[str]) -> int:
     """Look at a data set; the exit status says whether it is good."""
     given = _parser().parse_args(list(arguments))
+    if given.json is not None:
+        place_for_file(given.json, "--json")
     data = SourceOptions(data=given.data, data_format=given.data_format, box_format=given.box_format)
     found = check(data, pixels=not given.no_pixels)
     _show(found)
     if given.json is not None:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(found.as_dict(), indent=2) + "\n", encoding="utf-8")
+        write_whole(given.json, json.dumps(found.as_dict(), indent=2) + "\n")
     if given.fix is not None:
         show(f"clean copy: {write_clean(found, given.fix)}")
     return 0 if found.is_good else 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qskd.cli.parsing import show
 from qskd.errors import ConfigError
+from qskd.files import place_for_file, write_whole
 from qskd.models.families import FAMILIES, adapter_class
 from qskd.models.known import KnownCheckpoint, known_checkpoints
 from qskd.reporting.tables import number, text_table
@@ -19,6 +20,8 @@ _SHOWN = 12  # checkpoints suggested on the console; --json has them all
 def run(arguments: Sequence[str]) -> int:
     """Families and published checkpoints; with a teacher, students for it."""
     given = _parser().parse_args(list(arguments))
+    if given.json is not None:
+        place_for_file(given.json, "--json")
     if given.teacher is not None and given.family is not None:
         raise ConfigError("Give --teacher or --family, not both.")
     if given.teacher is not None:
@@ -32,8 +35,7 @@ def run(arguments: Sequence[str]) -> int:
         _show_checkpoints(rows)
         content = {"checkpoints": [asdict(row) for row in rows]}
     if given.json is not None:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_whole(given.json, json.dumps(content, indent=2) + "\n")
     return 0
 
 

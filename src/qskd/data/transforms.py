@@ -10,7 +10,7 @@ Letters: N objects, h x w pixels.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import torch
@@ -47,8 +47,10 @@ class ImageSize:
         given = [size for size in (self.square, *edges) if size is not None]
         fits = edges == (None, None) if self.square is not None else None not in edges
         if not fits or min(given) < 1 or (len(given) == 2 and given[0] > given[1]):
+            sizes = {name: value for name, value in asdict(self).items() if value is not None}
+            said = ", ".join(f"{name} {value}" for name, value in sizes.items()) or "nothing"
             raise ConfigError(
-                f"Image size is {self}; expected either square, or shortest_edge <= longest_edge, in pixels."
+                f"Image size is {said}; expected square, or shortest_edge <= longest_edge, in pixels, at least 1."
             )
 
     @property

@@ -88,7 +88,9 @@ def _checked_source(name_or_path: str | Path) -> str:
         what = "is a file" if path.exists() else "does not exist"
         raise CheckpointError(f"{path} {what}. Give a folder with config.json and model.safetensors, or a hub id.")
     if not (path / "config.json").is_file():
-        raise CheckpointError(f"{path} holds no config.json. Give a folder written by save_pretrained.")
+        inside = next((path / name for name in ("best", "last") if (path / name / "config.json").is_file()), None)
+        what = "a folder written by save_pretrained" if inside is None else f"{inside}, the model of this run"
+        raise CheckpointError(f"{path} holds no config.json. Give {what}.")
     if not any((path / name).is_file() for name in _WEIGHT_FILES):
         raise CheckpointError(
             f"{path} holds no weights: looked for {', '.join(_WEIGHT_FILES)}. "

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qskd.errors import ConfigError
+from qskd.files import make_folder
 from qskd.reporting.closeup import CloseUp
 from qskd.reporting.compare import Findings, compare_runs
 from qskd.reporting.report import Pictures, write_report
@@ -55,9 +56,8 @@ def compare(
     output_dir = Path(output_dir)
     if images < 0:
         raise ConfigError(f"--images is {images}; give a number of images, 0 for none.")
-    if output_dir.is_file():
-        raise ConfigError(f"--output_dir {output_dir} is a file; give a folder.")
     opened = name_teachers(open_runs(runs))
+    make_folder(output_dir, "--output_dir")
     records = [run.record for run in opened]
     sitters = sitters_of(opened)
     notes: list[str] = []

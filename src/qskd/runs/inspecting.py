@@ -12,6 +12,7 @@ from qskd.data.index import DetectionIndex
 from qskd.data.transforms import ImageSize
 from qskd.distiller import TeacherSide
 from qskd.errors import ConfigError
+from qskd.files import make_folder
 from qskd.labels import LabelMap
 from qskd.losses.attention_guided_feature import AttentionGuidedFeature
 from qskd.losses.local_alignment_prediction import LocalAlignmentPrediction
@@ -82,6 +83,7 @@ def inspect(options: InspectOptions, pair: PairOptions, data: SourceOptions, met
     options.check()
     settings = method.settings()
     source = _source(options, data)
+    make_folder(Path(options.output_dir), "--output_dir")
     sitters = _Sitters.open(pair, source)
     sizes = sitters.sizes(data, pair)
     images: InspectedImages

@@ -15,7 +15,7 @@ from qskd import __version__
 from qskd.data.videos import require_av
 from qskd.errors import ConfigError, DataError
 from qskd.evaluation.predictor import AdapterPredictor, Predictor
-from qskd.files import plain_yaml
+from qskd.files import make_folder, plain_yaml
 from qskd.labels import LabelMap, match_names, normalise
 from qskd.models.loading import BoxFrame
 from qskd.runs import building
@@ -93,7 +93,7 @@ def predict(model: str, inputs: Sequence[Path], options: PredictOptions) -> Pred
     if found.videos:
         require_av()
     predictor, facts = open_predictor(model, options)
-    _make(output_dir)
+    make_folder(output_dir, "--output_dir")
     tally = Tally(predictor.class_names)
     seeing = Seeing(predictor, output_dir, options.threshold, options.batch_size, options.pictures, tally)
     begin = perf_counter()
@@ -186,13 +186,6 @@ def _device(name: str | None) -> torch.device:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"--device {name} cannot be used ({reason}). Give cpu, cuda, or cuda:0.") from error
     return device
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output_dir {folder} cannot be made ({error.strerror}).") from error
 
 
 @contextmanager
