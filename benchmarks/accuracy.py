@@ -19,10 +19,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from accuracy_grid import BASELINE, Cell, Grid
 from accuracy_preparing import PARENT, ap_of, find_data
 from accuracy_reading import read_grid
-from accuracy_records import merge_records, read_records
-from accuracy_running import Runner, state_of
+from accuracy_records import load_records, merge_records, read_records
+from accuracy_running import Runner
+from accuracy_states import Task, state_of
 from accuracy_tables import as_markdown, tables_of
-from accuracy_tasks import REPOSITORY, Task, Workplace, command_line
+from accuracy_tasks import REPOSITORY, Workplace, command_line
 from transformers.utils import logging
 
 from qskd.errors import QskdError
@@ -47,21 +48,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    place, cells = _open(options)
+    if options.out.is_file():
+        load_records(options.out)  # refused now rather than after the trainings
+    place, cells, is_whole = _open(options)
     if options.search or options.sweeps:
         return _search(place, cells, options)
     finished = _carry_out(place, cells, options)
     if not (options.list or options.dry_run):
         _summarise(place, options)
-    return 0 if finished else 1
+    return 0 if finished and is_whole else 1
 
 
 def _search(place: Workplace, cells: Sequence[Cell], options: argparse.Namespace) -> int:
     """The baseline's trials first: they choose the learning rate of all others."""
     trials = place.grid.search_cells(cells) if options.search else []
     trials += place.grid.sweep_cells(cells) if options.sweeps else []
-    parts = [[cell for cell in trials if (cell.method == BASELINE) is first] for first in (True, False)]
-    finished = [_carry_out(place, part, options) for part in parts if part]  # a failed trial counts as AP 0
+    first, then = ([cell for cell in trials if (cell.method == BASELINE) is one] for one in (True, False))
+    finished = [_carry_out(place, first, options)]
+    left = [task.name for task in place.tasks(first).values() if state_of(task) in ("open", "begun")]
+    if left and not (options.list or options.dry_run):
+        print(f"the search goes on when these are done, which choose its learning rate: {', '.join(left)}")
+    else:
+        finished.append(_carry_out(place, then, options))
     for cell in dict.fromkeys(trials):
         ap = ap_of(place.runs / cell.name)
         print(f"{'-' if ap is None else format(100 * ap, '.1f'):>6}  {cell.name}")
@@ -84,8 +92,8 @@ def _carry_out(place: Workplace, wanted: Sequence[Cell], options: argparse.Names
     return Runner(tasks, options.jobs, left, options.lean, _environment(options)).run()
 
 
-def _open(options: argparse.Namespace) -> tuple[Workplace, list[Cell]]:
-    """The workplace, and the cells that were asked for; says which are left out since their data are nowhere."""
+def _open(options: argparse.Namespace) -> tuple[Workplace, list[Cell], bool]:
+    """The workplace, the cells, and whether these are all; says which are left out since their data are nowhere."""
     if options.jobs < 1:
         raise QskdError(f"--jobs is {options.jobs}; give at least 1.")
     grid = read_grid(options.grid)
@@ -102,7 +110,8 @@ def _open(options: argparse.Namespace) -> tuple[Workplace, list[Cell]]:
     for name, where in lacking.items():
         if where is not None:
             print(f"left out {name}: where is {where}? --data {where}=FOLDER, or {PARENT}=FOLDER that holds {where}/")
-    return place, [cell for cell in cells if lacking[cell.dataset] is None]
+    known = [cell for cell in cells if lacking[cell.dataset] is None]
+    return place, known, len(known) == len(cells) or not options.only
 
 
 def _check_teachers(grid: Grid, teachers: dict[str, Path]) -> None:
@@ -124,9 +133,9 @@ def _named(text: str) -> tuple[str, str]:
 def _forget_changed(place: Workplace, cells: Sequence[Cell], only_say: bool) -> None:
     """Move runs aside that were made with other settings than the grid now says."""
     for task in place.tasks(cells).values():
-        if task.command and state_of(task) == "changed":
+        if state_of(task) == "changed":
             aside = next(path for number in range(1, 1000) if not (path := Path(f"{task.folder}.old{number}")).exists())
-            print(f"{task.name}: settings have changed; to {aside.name}")
+            print(f"{task.name}: made otherwise than it would be now; to {aside.name}")
             if not only_say:
                 task.folder.rename(aside)
 

@@ -158,13 +158,15 @@ class Grid:
         return [Cell(dataset, pair, method, self.search.seed, search=1.0) for dataset, pair in rows for method in names]
 
     def search_cells(self, cells: Iterable[Cell]) -> list[Cell]:
-        """The trials that choose the factors of these cells' methods."""
+        """The trials that choose the factors of these cells' methods, and before them those of their learning rate."""
         if self.search is None:
             return []
-        rows = dict.fromkeys((cell.dataset, cell.pair, self.searched_as(cell.method)) for cell in cells)
+        rows = [
+            (cell.dataset, cell.pair, method) for cell in cells for method in (BASELINE, self.searched_as(cell.method))
+        ]
         return [
             Cell(dataset, pair, method, self.search.seed, search=factor)
-            for dataset, pair, method in rows
+            for dataset, pair, method in dict.fromkeys(rows)
             for factor in self.search.factors
             if method in self.search.methods
         ]

@@ -1,9 +1,12 @@
 """What cells need before they can train: drawn scenes, a held-out part, students with a teacher's weights."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ from qskd.runs.splitting import split
 PARENT = "QSKD_BENCHMARK_DATA"
 LAST_WRITTEN = Path("annotations") / "instances_val.json"
 INHERITED = "inherited.json"
+_NOT_FINITE = re.compile(r"(is|are) not finite|gradient norm at step \d+ is (nan|inf)")
+LOG = "log.txt"
 NOTES = "cell.json"  # beside a run: its command and how it went
 
 
@@ -77,8 +82,25 @@ def inherit(
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     save_model(student, fresh, size=ImageSize(square=image_size))
-    (fresh / INHERITED).write_text(json.dumps({"inherited": report.inherited, "weights": report.total}))
+    notes = {"inherited": report.inherited, "weights": report.total, "teacher": weights_print(teacher)}
+    (fresh / INHERITED).write_text(json.dumps(notes))
     fresh.rename(folder)
+
+
+def weights_print(folder: Path) -> str | None:
+    """What tells the weights of a model's folder from others: a digest of their file; None where there is none."""
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        return None
+    found = weights.stat()
+    return _digest(weights, found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    del size, changed  # a file that was replaced is read again
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def ap_of(folder: Path) -> float | None:
@@ -90,9 +112,11 @@ def ap_of(folder: Path) -> float | None:
     return None if found is None else float(found)
 
 
-def has_failed(folder: Path) -> bool:
-    """Whether the last try of a run ended with an error of its own."""
+def has_diverged(folder: Path) -> bool:
+    """Whether the last try of a run ended since loss, gradients or weights were not finite."""
     try:
-        return "failed" in json.loads((folder / NOTES).read_text())
-    except (OSError, ValueError):
+        failed = "failed" in json.loads((folder / NOTES).read_text())
+        said = (folder / LOG).read_text(errors="replace").rstrip().splitlines()[-1]
+    except (OSError, ValueError, IndexError):
         return False
+    return failed and _NOT_FINITE.search(said) is not None

@@ -9,9 +9,10 @@ from typing import Any
 
 from accuracy_grid import Cell
 from accuracy_preparing import INHERITED
-from accuracy_running import notes_of, state_of
+from accuracy_states import notes_of, state_of
 from accuracy_tasks import Workplace
 
+from qskd.errors import QskdError
 from qskd.files import whole_file
 
 
@@ -46,7 +47,8 @@ class Record:
 def read_records(place: Workplace) -> tuple[list[Record], list[str]]:
     """The records of all finished cells below the runs, and what is wrong with those that cannot be read."""
     records, problems = [], []
-    for path in sorted(place.runs.glob("cells/*/*/*/seed*/summary.json")):
+    found = place.runs.glob("cells/*/*/*/seed*/summary.json")
+    for path in sorted(path for path in found if path.parent.name.removeprefix("seed").isdecimal()):
         dataset, pair, method, seed = path.parent.relative_to(place.runs / "cells").parts
         cell = Cell(dataset, pair, method, int(seed.removeprefix("seed")))
         try:
@@ -87,12 +89,20 @@ def _key(record: Record) -> tuple[str, str, str, int, str]:
 
 
 def load_records(path: Path) -> list[Record]:
-    """What ``write_records`` wrote."""
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    return [
-        Record(**{**row, "image_size": tuple(row["image_size"]), "curve": tuple(tuple(one) for one in row["curve"])})
-        for row in rows
-    ]
+    """What ``merge_records`` wrote.
+
+    Raises:
+        QskdError: the file is something else.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            Record(**{**row, "image_size": tuple(row["image_size"]), "curve": tuple(map(tuple, row["curve"]))})
+            for row in rows
+        ]
+    except (ValueError, TypeError, KeyError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise QskdError(f"{path} holds no records of this benchmark ({reason}). Give another --out.") from error
 
 
 def _record(place: Workplace, cell: Cell, path: Path) -> Record:

@@ -12,41 +12,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from accuracy_preparing import NOTES
-from accuracy_tasks import REPOSITORY, Task, command_line
+from accuracy_preparing import LOG, NOTES
+from accuracy_states import Task, notes_of, state_of, teacher_print
+from accuracy_tasks import REPOSITORY, command_line
 
 from qskd.trainer import checkpoints
 
-State = Literal["done", "changed", "begun", "failed", "open"]
-
-_LOG = "log.txt"
 _START_UP = 60.0  # seconds that a run should have at least
 _PATIENCE = 20.0  # seconds that a run that was told to stop is waited for
 _BY_SIGNAL = (130, 143)
 _LEFT_OVER = ("checkpoints", "best", "last")
 _PAUSE = 0.5  # seconds between two looks at the running processes
-
-
-def state_of(task: Task) -> State:
-    """How far a task is; "changed" is done, but with other settings, or another method of that name, than now."""
-    notes = notes_of(task.folder)
-    if task.done:
-        wanted = {name: task.facts[name] for name in ("settings", "options") if task.facts.get(name)}
-        return "changed" if any(notes.get(name, value) != value for name, value in wanted.items()) else "done"
-    if notes.get("failed"):
-        return "failed"
-    return "begun" if notes else "open"
-
-
-def notes_of(folder: Path) -> dict[str, Any]:
-    """What was written beside a run; empty where nothing was."""
-    try:
-        found: dict[str, Any] = json.loads((folder / NOTES).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found
 
 
 @dataclass(slots=True)
@@ -167,7 +145,7 @@ class Runner:
         step = _step_of(checkpoint)
         self._note_start(task, step)
         command = command_line(task) + (["--resume_from_checkpoint", "last"] if checkpoint is not None else [])
-        with (task.folder / _LOG).open("ab") as log:
+        with (task.folder / LOG).open("ab") as log:
             process = subprocess.Popen(
                 command,
                 cwd=REPOSITORY,
@@ -191,6 +169,7 @@ class Runner:
             "jobs": self.jobs,
             "errors": before.get("errors", 0),
             **task.facts,
+            **({} if (teacher := teacher_print(task)) is None else {"teacher": teacher}),
             "sittings": [*earlier, sitting],
         }
         _write(task, notes)
@@ -202,11 +181,16 @@ class Runner:
             self._note_end(sitting)
             os.close(sitting.lock)
             if sitting.process.returncode == 0 and sitting.task.done:
-                for name in _LEFT_OVER if self.lean or sitting.task.name.startswith("search/") else _LEFT_OVER[:1]:
+                for name in self._left_over(sitting.task):
                     shutil.rmtree(sitting.task.folder / name, ignore_errors=True)
                 _say(f"{sitting.task.name}: done in {(time.monotonic() - sitting.began) / 60:.1f} min")
             else:
                 self._give_up(sitting)
+
+    def _left_over(self, task: Task) -> tuple[str, ...]:
+        """What of a finished run nobody needs; teachers are needed."""
+        is_trial = task.name.startswith("search/")
+        return _LEFT_OVER if is_trial or (self.lean and task.name.startswith("cells/")) else _LEFT_OVER[:1]
 
     def _give_up(self, sitting: Sitting) -> None:
         """What ended by a signal goes on with the next call; an error counts, and after a second one it begins anew."""
@@ -219,8 +203,8 @@ class Runner:
         _write(task, notes_of(task.folder) | {"errors": errors, "failed": status})
         if errors > 1:
             shutil.rmtree(task.folder / "checkpoints", ignore_errors=True)
-        lines = (task.folder / _LOG).read_text(errors="replace").strip().splitlines()
-        _say(f"{task.name}: FAILED (exit status {status}); {task.folder / _LOG} ends with")
+        lines = (task.folder / LOG).read_text(errors="replace").strip().splitlines()
+        _say(f"{task.name}: FAILED (exit status {status}); {task.folder / LOG} ends with")
         _say("\n".join(f"    {line}" for line in lines[-4:]))
 
     def _note_end(self, sitting: Sitting) -> None:

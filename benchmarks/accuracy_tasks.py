@@ -1,42 +1,21 @@
 """From cells to commands: every cell, teacher, data set and start as a task, with the tasks that it waits for."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import accuracy_preparing as preparing
 from accuracy_grid import BASELINE, Cell, Dataset, Grid, Method, Pair
+from accuracy_states import Task, state_of
 
 from qskd.errors import ConfigError
 from qskd.losses.presets import options_of, resolve
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _WEIGHTS = ("lapd.weight", "agfd.weight")  # what a searched factor multiplies
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """Something that is made once, by a qskd command or by a function."""
-
-    name: str
-    product: Path  # there when the task is done, written last
-    needs: tuple[str, ...] = ()  # names of tasks that come first
-    command: tuple[str, ...] = ()  # arguments of `python -m qskd`
-    make: Callable[[], None] | None = None  # instead of a command
-    facts: Mapping[str, Any] = field(default_factory=dict)  # kept beside the run
-
-    @property
-    def folder(self) -> Path:
-        """The run folder of a command."""
-        return self.product.parent
-
-    @property
-    def done(self) -> bool:
-        """Whether there is nothing left to do."""
-        return self.product.exists()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +109,10 @@ class Workplace:
             "settings": self._settings(command, str(data), dataset.name),
             "options": {} if method.method is None else options_of(resolve(method.method)),
         }
-        return Task(cell.name, folder / "summary.json", tuple(dict.fromkeys(needs)), command, facts=facts)
+        taught_by = None if method.method is None and not method.inherits else self.teacher(dataset, pair)[0]
+        return Task(
+            cell.name, folder / "summary.json", tuple(dict.fromkeys(needs)), command, facts=facts, teacher=taught_by
+        )
 
     def _settings(self, command: Iterable[str], data: Path | str, dataset: str) -> list[str]:
         """A command as it would read on another machine."""
@@ -162,12 +144,14 @@ class Workplace:
         return max(known, key=lambda factor: (known[factor], factor == 1.0)), True
 
     def _trial_ap(self, cell: Cell, factor: float) -> float | None:
-        """AP of a trial; 0 for one that failed, as a loss does that is not finite; None for one that was not made."""
+        """AP of a trial; 0 for one whose loss was not finite; None for one that was not made, or otherwise than now."""
         assert self.grid.search is not None
         method = self.grid.searched_as(cell.method)
         trial = Cell(cell.dataset, cell.pair, method, self.grid.search.seed, search=factor)
+        if not (self.runs / trial.name).exists() or state_of(self.task(trial)) == "changed":
+            return None
         ap = preparing.ap_of(self.runs / trial.name)
-        return 0.0 if ap is None and preparing.has_failed(self.runs / trial.name) else ap
+        return 0.0 if ap is None and preparing.has_diverged(self.runs / trial.name) else ap
 
     def _curve(self, cell: Cell, dataset: Dataset, pair: Pair) -> dict[str, Any]:
         """Flags for a curve whose last point is the end of training."""
@@ -217,7 +201,7 @@ class Workplace:
         size = int(self._flags(dataset, pair, "student")["image_size"])
         backbone = pair.student_backbone_weights
         make = partial(preparing.inherit, student, teacher, seed, size, folder, backbone)
-        return Task(name, folder / preparing.INHERITED, tuple(needs), make=make)
+        return Task(name, folder / preparing.INHERITED, tuple(needs), make=make, teacher=teacher)
 
     # ---- data --------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from qskd.trainer import DistillationConfig
 
 ROOT = Path(__file__).parents[1]
 OWN = ("accuracy", "accuracy_grid", "accuracy_preparing", "accuracy_reading", "accuracy_records", "accuracy_running")
-MODULES = (*OWN, "accuracy_tables", "accuracy_tasks")
+MODULES = (*OWN, "accuracy_states", "accuracy_tables", "accuracy_tasks")
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,19 @@ def test_the_search_sets_a_rows_learning_rate_by_the_baseline_and_each_methods_w
     assert not {"--lapd_weight", "--agfd_weight"} & set(by_method["inheritance"])
 
 
-def test_a_trial_that_failed_counts_as_nothing_found(parts, grid, tmp_path):
+@pytest.mark.parametrize(
+    ("said", "factor"),
+    [
+        ("qskd train: The loss at step 3 is not finite: loss_vfl. The batch was saved.", (0.3, True)),
+        ("qskd train: The gradient norm at step 3 is inf, though the loss was finite.", (0.3, True)),
+        ("qskd train: a checkpoint cannot be written: No space left on device.", (1.0, False)),
+        ("", (1.0, False)),
+    ],
+    ids=["loss", "gradient", "disk", "nothing"],
+)
+def test_a_trial_that_diverged_counts_as_nothing_found_and_one_that_broke_off_as_none(
+    parts, grid, tmp_path, said, factor
+):
     place = place_of(parts, grid, tmp_path)
     cell = grid.cells(["bccd", "d_fine", "0", "none"])[0]
     low, middle, high = grid.search_cells([cell])
@@ -207,7 +219,27 @@ def test_a_trial_that_failed_counts_as_nothing_found(parts, grid, tmp_path):
     assert place.factor(cell) == (1.0, False)
     (tmp_path / high.name).mkdir(parents=True)
     (tmp_path / high.name / "cell.json").write_text('{"failed": 1}')
-    assert place.factor(cell) == (0.3, True)
+    (tmp_path / high.name / "log.txt").write_text(f"step 2\n{said}\n")
+    assert place.factor(cell) == factor
+
+
+def test_trials_with_other_settings_than_now_choose_nothing(parts, grid, tmp_path):
+    place = place_of(parts, grid, tmp_path)
+    cell = grid.cells(["bccd", "d_fine", "0", "qskd"])[0]
+    for trial in grid.search_cells([cell]):
+        finish(tmp_path, trial, 0.1 * trial.search)
+        (tmp_path / trial.name / "cell.json").write_text(json.dumps(place.task(trial).facts))
+    assert place.factor(cell) == (3, True)
+    steps = {"max_steps": 2 * 312, "learning_rate": 1e-3}
+    other = replace(grid, datasets={**grid.datasets, "bccd": replace(grid.datasets["bccd"], student_flags=steps)})
+    assert place_of(parts, other, tmp_path).factor(cell) == (1.0, False)
+
+
+def test_the_trials_of_the_learning_rate_belong_to_every_search(grid):
+    cells = grid.cells(["bccd", "d_fine", "0", "qskd"])
+    assert [(one.method, one.search) for one in grid.search_cells(cells)] == [
+        (method, factor) for method in ("none", "qskd") for factor in (0.3, 1, 3)
+    ]
 
 
 def test_sweeps_are_trials_with_the_option_as_it_is_written(parts, grid, tmp_path):
@@ -227,22 +259,52 @@ def test_a_finished_cell_with_other_settings_than_the_grid_says_is_known_as_chan
     cell = grid.cells(["bccd", "d_fine", "0", "qskd"])[0]
     task = place.task(cell)
     finish(tmp_path, cell, 0.1)
-    (task.folder / "cell.json").write_text(json.dumps({"settings": task.facts["settings"]}))
-    assert parts["running"].state_of(task) == "done"
+    (task.folder / "cell.json").write_text(json.dumps(task.facts))
+    assert parts["states"].state_of(task) == "done"
     dataset = grid.datasets["bccd"]
-    other = replace(grid, datasets={**grid.datasets, "bccd": replace(dataset, student_flags={"max_steps": 8})})
+    other = replace(
+        grid,
+        datasets={**grid.datasets, "bccd": replace(dataset, student_flags={"max_steps": 8, "learning_rate": 1e-3})},
+    )
     changed = place_of(parts, other, tmp_path).task(replace(cell, curve=0))
-    assert parts["running"].state_of(changed) == "changed"
+    assert parts["states"].state_of(changed) == "changed"
 
 
 def test_a_finished_cell_of_a_method_that_had_other_defaults_is_known_as_changed(parts, grid, tmp_path):
     task = place_of(parts, grid, tmp_path).task(grid.cells(["bccd", "d_fine", "0", "qskd"])[0])
-    task.folder.mkdir(parents=True)
-    task.product.write_text("{}")
+    finish(tmp_path, SimpleNamespace(name=task.name), 0.1)
     for power, state in ((task.facts["options"]["agfd.power"], "done"), (7.0, "changed")):
         notes = {**task.facts, "options": {**task.facts["options"], "agfd.power": power}}
         (task.folder / "cell.json").write_text(json.dumps(notes))
-        assert parts["running"].state_of(task) == state
+        assert parts["states"].state_of(task) == state
+    (task.folder / "cell.json").write_text(json.dumps({"settings": task.facts["settings"]}))
+    assert parts["states"].state_of(task) == "changed", "of a time when defaults were not written down"
+
+
+@pytest.mark.parametrize("method", ["qskd", "inheritance", "start"])
+def test_what_came_from_another_teacher_is_known_as_changed(parts, grid, tmp_path, method):
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    (teacher / "model.safetensors").write_text("one")
+    place = replace(place_of(parts, grid, tmp_path), teachers={"bccd": teacher})
+    cell = grid.cells(["bccd", "d_fine", "0", "inheritance" if method == "start" else method])[0]
+    task = place._named("starts/bccd/d_fine/seed0") if method == "start" else place.task(cell)
+    task.folder.mkdir(parents=True)
+    task.product.write_text("{}")
+    notes = {**task.facts, "teacher": parts["states"].teacher_print(task)}
+    (task.folder / ("inherited.json" if method == "start" else "cell.json")).write_text(json.dumps(notes))
+    assert parts["states"].state_of(task) == "done"
+    (teacher / "model.safetensors").write_text("another")
+    assert parts["states"].state_of(task) == "changed"
+
+
+def test_a_lean_run_keeps_its_teachers(parts):
+    lean = parts["running"].Runner({}, lean=True)
+    kept = {
+        name: "last" not in lean._left_over(parts["states"].Task(name, Path(name) / "summary.json"))
+        for name in ("teachers/a/b", "cells/a/b/c/seed0", "search/a/b/c/factor1")
+    }
+    assert kept == {"teachers/a/b": True, "cells/a/b/c/seed0": False, "search/a/b/c/factor1": False}
 
 
 # ---- the numbers ---------------------------------------------------------------------------------------------
@@ -343,6 +405,28 @@ def test_a_finished_cell_that_cannot_be_read_is_named_and_the_others_stay(parts,
     assert records == []
     assert len(problems) == 2
     assert problems[0].startswith("cells/bccd/d_fine/none/seed0: ")
+
+
+def test_what_was_moved_aside_is_no_record(parts, grid, tmp_path):
+    (tmp_path / "cells" / "bccd" / "d_fine" / "none" / "seed7.old1").mkdir(parents=True)
+    (tmp_path / "cells" / "bccd" / "d_fine" / "none" / "seed7.old1" / "summary.json").write_text("{}")
+    assert parts["records"].read_records(place_of(parts, grid, tmp_path)) == ([], [])
+
+
+@pytest.mark.parametrize("content", ["[{", "{}x", '[{"dataset": "d", "ap": 0.1}]', "[3]"])
+def test_records_that_are_none_are_refused_before_anything_is_trained(parts, tmp_path, capsys, content):
+    (tmp_path / "a.json").write_text(content)
+    arguments = ["--out", str(tmp_path / "a.json"), "--runs", str(tmp_path / "runs"), "--only", "drawn_easy"]
+    assert parts["accuracy"].main(arguments) == 2
+    assert "holds no records of this benchmark" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_data_that_lie_nowhere_are_not_done(parts, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("QSKD_BENCHMARK_DATA", raising=False)
+    arguments = ["--out", str(tmp_path / "a.json"), "--runs", str(tmp_path / "runs"), "--only", "bccd"]
+    assert parts["accuracy"].main(arguments) == 1
+    assert "left out bccd" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("key", ["loss", "eval_AP50"])

@@ -1,0 +1,70 @@
+"""A task of the grid, and how far it is: what was written beside it against what would be asked of it now."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from accuracy_preparing import INHERITED, NOTES, weights_print
+
+State = Literal["done", "changed", "begun", "failed", "open"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Something that is made once, by a qskd command or by a function."""
+
+    name: str
+    product: Path  # there when the task is done, written last
+    needs: tuple[str, ...] = ()  # names of tasks that come first
+    command: tuple[str, ...] = ()  # arguments of `python -m qskd`
+    make: Callable[[], None] | None = None  # instead of a command
+    facts: Mapping[str, Any] = field(default_factory=dict)  # kept beside the run
+    teacher: Path | None = None  # whose weights or answers went into it
+
+    @property
+    def folder(self) -> Path:
+        """The run folder of a command."""
+        return self.product.parent
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.product.exists()
+
+
+def state_of(task: Task) -> State:
+    """How far a task is; "changed" is done, but with other settings, method or teacher than now."""
+    notes = notes_of(task.folder)
+    if task.done:
+        return "changed" if _is_changed(task, notes) else "done"
+    if notes.get("failed"):
+        return "failed"
+    return "begun" if notes else "open"
+
+
+def _is_changed(task: Task, notes: Mapping[str, Any]) -> bool:
+    if not notes:
+        return False  # nothing is known of it
+    wanted = {name: task.facts[name] for name in ("settings", "options") if task.facts.get(name)}
+    teacher = teacher_print(task)
+    if teacher is not None and "teacher" in notes:
+        wanted["teacher"] = teacher
+    return any(notes.get(name) != value for name, value in wanted.items())
+
+
+def notes_of(folder: Path) -> dict[str, Any]:
+    """What was written beside a run, or within a start; empty where nothing was."""
+    for name in (NOTES, INHERITED):
+        try:
+            found: dict[str, Any] = json.loads((folder / name).read_text())
+        except (OSError, ValueError):
+            continue
+        return found
+    return {}
+
+
+def teacher_print(task: Task) -> str | None:
+    """What tells a task's teacher from others; None without a teacher, or while there is none."""
+    return None if task.teacher is None else weights_print(task.teacher)
