@@ -204,6 +204,52 @@ def test_every_class_is_in_every_split_and_the_order_of_images_does_not_matter()
     assert {names[at]: split for at, split in zip(order, again, strict=True)} == dict(zip(names, found, strict=True))
 
 
+def crowded(images: int) -> list[list[int]]:
+    """Labels of images, most of which hold one object and a few very many; rare classes lie in the full ones."""
+    random = np.random.default_rng(5)
+    counts = np.where(np.arange(images) % 6 == 0, random.integers(20, 60, images), random.integers(0, 3, images))
+    return [random.choice(5, count, p=[0.5, 0.3, 0.12, 0.06, 0.02]).tolist() for count in counts]
+
+
+@pytest.mark.parametrize(
+    ("images", "shares", "wanted"),
+    [
+        (448, {"train": 0.7, "val": 0.2, "test": 0.1}, (314, 90, 45)),
+        (205, {"train": 0.5, "val": 0.5}, (102.5, 102.5)),
+        (24, {"train": 0.75, "val": 0.25}, (18, 6)),
+    ],
+)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_each_split_has_its_share_of_the_images_and_of_the_crowded_ones(images, shares, wanted, seed):
+    labels = crowded(images)
+    found = divide([f"{number}.jpg" for number in range(images)], labels, shares, seed=seed)
+    objects = np.array([np.bincount(row, minlength=5) for row in labels])
+    for (split, share), count in zip(shares.items(), wanted, strict=True):
+        mine = objects[[one == split for one in found]]
+        assert abs(len(mine) - count) <= 1
+        if images > 200:  # in a few images one object more is much
+            assert mine.sum() / len(mine) == pytest.approx(objects.sum() / images, rel=0.05)
+            np.testing.assert_allclose(mine.sum(axis=0) / objects.sum(axis=0), share, rtol=0.1)
+            assert mine[:, 4].any()
+
+
+def test_a_class_in_one_image_is_learnt():
+    for seed in range(8):
+        found = divide(
+            [f"{number}.jpg" for number in range(24)], [[0, 1]] + [[0]] * 23, {"train": 0.4, "val": 0.6}, seed=seed
+        )
+        assert found[0] == "train"
+        assert found.count("val") == 14
+
+
+def test_shares_of_images_are_kept_with_groups_of_many_sizes():
+    groups = [number for number in range(60) for _ in range(1 + number % 5)]  # 180 images
+    labels = [[group % 3] for group in groups]
+    found = divide([f"{at:03d}.jpg" for at in range(180)], labels, {"train": 0.8, "val": 0.2}, groups=groups)
+    assert found.count("val") == 36
+    assert all(len({found[at] for at in range(180) if groups[at] == group}) == 1 for group in range(60))
+
+
 def test_look_alikes_stay_together():
     hashes = [bytes(16), bytes([1]) + bytes(15), bytes([255] * 16), bytes([3]) + bytes(15), b""]
     groups = look_alikes(hashes, 1)
