@@ -182,8 +182,18 @@ def test_another_seed_divides_otherwise_and_bad_shares_are_refused(data, tmp_pat
     assert chosen(0) == chosen(0)
     assert chosen(0) != chosen(1)
     assert chosen(0).count("val") == 10
-    assert main(["split", str(data), "--output_dir", str(tmp_path / "x"), "--val", "1.5"]) == 2
-    assert "shares of the splits" in capsys.readouterr().err
+    for val, test, message in (
+        ("1.5", "0", "--val is 1.5 and --test 0: shares of the images"),
+        ("nan", "0", "--val is nan"),
+        ("0", "0.2", "--val above 0"),
+        ("0.7", "0.5", "--val 0.7 and --test 0.5 make 1.2 of the images, which leaves none for train"),
+        ("0.9", "0.1", "make 1 of the images"),
+    ):
+        command = ["split", str(data), "--output_dir", str(tmp_path / "x"), "--val", val, "--test", test]
+        assert main(command) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"train -0\.2, val 1\.2; expected at least two"):
+        divide(["a", "b"], [[0], [0]], {"train": 1 - 1.2, "val": 1.2})
     with pytest.raises(ConfigError, match="cannot make 2 splits"):
         divide(["a"], [[0]], {"train": 0.5, "val": 0.5})
 
@@ -202,6 +212,30 @@ def test_every_class_is_in_every_split_and_the_order_of_images_does_not_matter()
     order = np.random.default_rng(0).permutation(100)
     again = divide([names[at] for at in order], [labels[at] for at in order], shares, seed=4)
     assert {names[at]: split for at, split in zip(order, again, strict=True)} == dict(zip(names, found, strict=True))
+
+
+def test_data_with_errors_is_not_divided(data, tmp_path, capsys):
+    images = sorted((data / "images" / "train").iterdir())
+    whole = images[0].read_bytes()
+    images[0].write_bytes(whole[: len(whole) * 2 // 3])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(images[1]).resize((48, 64)).save(images[1], exif=exif)
+    size = {"width": 48, "height": 64}  # before turning
+    edit(data, "train", lambda content: content["images"][1].update(size))
+    command = ["split", str(data), "--output_dir", str(tmp_path / "divided")]
+    assert main(command) == 2
+    told = capsys.readouterr().err
+    for text in ("image damaged (1)", "turned by its EXIF tag, but not by its annotations (1)"):
+        assert text in told
+    assert all(image.name in told for image in images[:2])
+    assert f"qskd check {data} --fix CLEAN" in told
+    assert not (tmp_path / "divided").exists()
+    assert main([*command, "--split", "val"]) == 0  # whose images are whole
+    main(["check", str(data), "--fix", str(tmp_path / "clean")])
+    assert main(["split", str(tmp_path / "clean"), "--output_dir", str(tmp_path / "again")]) == 0
+    divided = open_source(tmp_path / "again")
+    assert sum(len(divided.load(split)) for split in ("train", "val")) == len(images) - 2
 
 
 def crowded(images: int) -> list[list[int]]:

@@ -46,7 +46,7 @@ def divide(
         of images follows from the objects, so that splits served last get many images with few objects; here it is
         given, and a group is placed by all of its classes.
     """
-    _check_shares(shares)
+    check_shares(shares)
     group_of = np.array(groups if groups is not None else range(len(names)), dtype=np.int64)
     members = _members(names, group_of, seed)
     if len(members) < len(shares):
@@ -63,10 +63,12 @@ def divide(
     return answer
 
 
-def _check_shares(shares: Mapping[str, float]) -> None:
+def check_shares(shares: Mapping[str, float]) -> None:
+    """Raises ConfigError for shares of splits that cannot be."""
     is_whole = abs(sum(shares.values()) - 1) < 1e-6
     if len(shares) < 2 or not is_whole or not all(0 < share < 1 for share in shares.values()):
-        raise ConfigError(f"The shares of the splits are {dict(shares)}; expected at least two above 0 that make 1.")
+        told = ", ".join(f"{name} {share:.6g}" for name, share in shares.items())
+        raise ConfigError(f"The shares of the splits are {told}; expected at least two, each above 0, that make 1.")
 
 
 def _members(names: Sequence[str], group_of: NDArray[np.int64], seed: int) -> list[list[int]]:
