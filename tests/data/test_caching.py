@@ -1,15 +1,20 @@
 """Caches of decoded images: the same pixels, decoded once."""
 
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from datasets import Image as ImageColumn
 from PIL import Image
 from torch.utils.data import DataLoader
 
 import qskd.data.dataset as dataset_module
+from builders_formats import put
 from qskd.data import caching
 from qskd.data.batch import collate
 from qskd.data.caching import open_cache
@@ -80,6 +85,42 @@ def test_changed_files_are_read_anew(scenes, tmp_path):
     path = first.index.images[0].path
     Image.open(path).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(path)
     assert not torch.equal(dataset(data, tmp_path / "cache", "disk")[0].pixels, before)
+
+
+def hub_folder(folder: Path, seed: int, *, in_the_table: bool) -> Path:
+    """Two rows with the same boxes whatever the seed; their images are bytes of the table, or files beside it."""
+    noise = np.random.default_rng(seed)
+    objects = {"bbox": [[1.0, 2.0, 30.0, 20.0]], "category": ["x"]}
+    folder.mkdir()
+    for name in ("0.png", "1.png"):
+        Image.fromarray(noise.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(folder / name)
+    if not in_the_table:
+        rows = [json.dumps({"file_name": name, "objects": objects}) for name in ("0.png", "1.png")]
+        put(folder / "metadata.jsonl", "\n".join(rows))
+        return folder
+    cells = [{"bytes": (folder / name).read_bytes(), "path": None} for name in ("0.png", "1.png")]
+    table = Dataset.from_list([{"image": cell, "objects": objects} for cell in cells])
+    table.cast_column("image", ImageColumn()).save_to_disk(str(folder / "saved"))
+    return folder / "saved"
+
+
+@pytest.mark.parametrize("in_the_table", [True, False])
+def test_hub_data_with_the_same_boxes_and_other_pixels_has_a_folder_of_its_own(tmp_path, in_the_table):
+    folders = [hub_folder(tmp_path / f"{seed}", seed, in_the_table=in_the_table) for seed in (1, 2)]
+    first, second = (dataset(folder, tmp_path / "cache", "disk") for folder in folders)
+    assert first.index.fingerprint() == second.index.fingerprint()
+    assert not torch.equal(first[0].pixels, second[0].pixels)
+    plain = dataset(folders[1], tmp_path, "none")
+    assert all(torch.equal(second[position].pixels, plain[position].pixels) for position in range(2))
+    assert dataset(folders[0], tmp_path / "cache", "disk").cache.folder == first.cache.folder
+
+
+def test_a_changed_image_of_hub_data_is_read_anew(tmp_path):
+    folder = hub_folder(tmp_path / "a", 1, in_the_table=False)
+    before = dataset(folder, tmp_path / "cache", "disk")[1].pixels
+    path = folder / "1.png"
+    Image.open(path).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(path)
+    assert not torch.equal(dataset(folder, tmp_path / "cache", "disk")[1].pixels, before)
 
 
 def test_images_that_do_not_fit_into_memory_are_refused(scenes, tmp_path, monkeypatch):

@@ -1,11 +1,15 @@
 """Hugging Face datasets that cannot be used, or that hold more than they should."""
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Image, Value
+from PIL.Image import Exif as ExifData
+from PIL.Image import fromarray as picture_of
 
 from builders_formats import (
     CLASSES,
@@ -19,6 +23,7 @@ from builders_formats import (
     put_images,
     value,
 )
+from qskd.cli import main
 from qskd.data.formats.hub import HubSource
 from qskd.data.images import read_image
 from qskd.data.index import DetectionIndex
@@ -180,6 +185,51 @@ def test_pixels_read_as_fractions_are_noticed(tmp_path: Path) -> None:
         source.with_boxes("xywh_fraction").load("train")
     with pytest.raises(DataError, match="no box format 'yxyx'"):
         source.with_boxes("yxyx")
+
+
+def sized(folder: Path, said: list[dict[str, Any]]) -> Path:
+    """An image folder of noise, 64 x 32 stored and 32 x 64 upright, whose rows say these sizes."""
+    exif = ExifData()
+    exif[0x0112] = 6
+    folder.mkdir()
+    rows = []
+    for number, size in enumerate(said):
+        noise = np.random.default_rng(number).integers(0, 255, (32, 64, 3), dtype=np.uint8)
+        picture_of(noise).save(folder / f"{number}.jpg", exif=exif)
+        objects = {"bbox": [[1.0, 2.0, 30.0, 20.0]], "category": ["x"]}
+        rows.append(json.dumps({"file_name": f"{number}.jpg", "objects": objects} | size))
+    put(folder / "metadata.jsonl", "\n".join(rows))
+    return folder
+
+
+def test_an_upright_size_is_what_a_row_may_say(tmp_path: Path) -> None:
+    upright = {"width": 32, "height": 64}
+    index = load(sized(tmp_path / "a", [upright, upright]))
+    assert index.images.sizes.tolist() == [[64, 32]] * 2
+    assert len(load(sized(tmp_path / "b", [upright, {"width": None, "height": None}]))) == 2
+    assert len(load(sized(tmp_path / "c", [{"width": "wide", "height": "high"}]))) == 1
+    assert len(load(sized(tmp_path / "d", [{"width": 32.0, "height": 64.0}]))) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (
+            {"width": 64, "height": 32},
+            r"its EXIF tag .*\(32 x 64\).* before turning \(64 x 32\).* EXIF orientation tag",
+        ),
+        ({"width": 320, "height": 640}, "the image is 32 x 64 pixels .* says 320 x 640. Boxes would be misplaced"),
+        ({"width": 32.5, "height": 64.0}, "has width 32.5; expected a whole number"),
+    ],
+)
+def test_an_image_of_another_size_than_its_row_says_is_refused(
+    size: dict[str, float], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = sized(tmp_path / "a", [{"width": 32, "height": 64}, size])
+    with pytest.raises(DataError, match=rf"row 1 of train: {message}"):
+        load(folder)
+    assert main(["check", str(folder)]) == 1
+    assert "row 1 of train" in capsys.readouterr().out
 
 
 def test_one_object_a_row_needs_no_list(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import struct
 import sys
 from fractions import Fraction
 
@@ -59,6 +60,36 @@ def test_what_is_no_video_is_named(tmp_path, content):
     (tmp_path / "a.mp4").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.mp4: the video cannot be read"):
         list(read_frames(tmp_path / "a.mp4"))
+
+
+def noise(count: int) -> list[np.ndarray]:
+    """Frames of about equal size in bytes."""
+    return list(np.random.default_rng(0).integers(0, 255, (count, 32, 48, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "avi"])
+def test_a_video_that_is_cut_off_gives_its_frames_and_is_named(tmp_path, suffix):
+    pytest.importorskip("av")
+    path = write_video(tmp_path / f"a.{suffix}", noise(20), index_first=suffix != "avi")
+    assert len(list(read_frames(path))) == 20
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    got: list[int] = []
+    with pytest.raises(DataError, match=r"cannot be read to its end: .* 20 frames, and \d+ could"):
+        got.extend(frame.index for frame in read_frames(path))
+    assert got == list(range(len(got)))
+    assert 3 <= len(got) < 20
+
+
+def test_frames_that_an_edit_list_hides_are_not_missed(tmp_path):
+    """As of a telephone's trimmed video: all frames are in the file, fewer are shown."""
+    pytest.importorskip("av")
+    path = write_video(tmp_path / "a.mp4", noise(20), index_first=True)
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"elst") + 12  # behind kind, version and count: duration (ms), first time (10240 a second)
+    content[entry : entry + 8] = struct.pack(">II", 1000, 5120)
+    path.write_bytes(content)
+    assert 0 < len(list(read_frames(path))) < 20
 
 
 def test_sound_alone_is_no_video(tmp_path):

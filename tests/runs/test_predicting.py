@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 import qskd
 from builders_runs import NAMES
 from builders_videos import write_video
+from qskd.cli import main
 from qskd.data.batch import collate
 from qskd.data.formats.coco import load_coco
 from qskd.data.images import read_whatever_size
@@ -298,6 +299,24 @@ def test_a_damaged_video_is_counted_and_the_rest_goes_on(scenes, tmp_path):
     assert list(found.failures) == ["a.mp4"]
     assert found.images == 1
     assert read(tmp_path / "out")[1]["videos"] == []
+
+
+def test_a_video_that_is_cut_off_keeps_its_frames_and_is_counted(scenes, tmp_path, capsys):
+    pytest.importorskip("av")
+    frames = list(np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), dtype=np.uint8))
+    path = write_video(tmp_path / "in" / "a.mp4", frames, index_first=True)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    out = tmp_path / "out"
+    command = ["predict", str(TEACHER), str(path), "--output_dir", str(out), "--batch_size", "7", "--threshold", "0"]
+    assert main(command) == 1
+    assert "a.mp4: the video cannot be read to its end" in capsys.readouterr().err
+    (video,) = read(out)[1]["videos"]
+    assert 3 <= video["frames"] < 20
+    assert video["frames"] % 7, "no whole number of batches, so that the last frames are not lost with the error"
+    rows = json.loads((out / "videos" / "a.json").read_text())
+    assert {row["frame"] for row in rows} == set(range(video["frames"]))
+    assert [row["file_name"] for row in read(out)[1]["unreadable"]] == ["a.mp4"]
 
 
 def test_a_diverged_model_is_an_error(scenes, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 from qskd.cli.parsing import show
 from qskd.data.formats.hub import BOX_FORMATS
 from qskd.data.sources import FORMATS
+from qskd.errors import ConfigError
 from qskd.reporting.tables import text_table
 from qskd.runs.options import SourceOptions
 from qskd.runs.splitting import split
@@ -15,7 +16,7 @@ from qskd.runs.splitting import split
 def run(arguments: Sequence[str]) -> int:
     """Divide a data set into splits."""
     given = _parser().parse_args(list(arguments))
-    shares = {"train": 1 - given.val - given.test, "val": given.val} | ({"test": given.test} if given.test else {})
+    shares = _shares(given.val, given.test)
     data = SourceOptions(data=given.data, data_format=given.data_format, box_format=given.box_format)
     made = split(data, given.output_dir, shares, source_split=given.split, seed=given.seed)
     names = list(next(iter(made.values())).classes)
@@ -25,6 +26,24 @@ def run(arguments: Sequence[str]) -> int:
     show(text_table(["", *made], rows))
     show(f"written to {given.output_dir}: give it as --data")
     return 0
+
+
+def _shares(val: float, test: float) -> dict[str, float]:
+    """The share of each split; what the others leave is for training.
+
+    Raises:
+        ConfigError: they leave nothing, or are no shares.
+    """
+    if not 0 < val < 1 or not 0 <= test < 1:
+        raise ConfigError(
+            f"--val is {val:g} and --test {test:g}: shares of the images. Give numbers from 0 to 1, --val above 0."
+        )
+    if val + test > 1 - 1e-6:
+        raise ConfigError(
+            f"--val {val:g} and --test {test:g} make {val + test:g} of the images, which leaves none for train. Give "
+            "shares that make less than 1 together."
+        )
+    return {"train": 1 - val - test, "val": val} | ({"test": test} if test else {})
 
 
 def _parser() -> ArgumentParser:

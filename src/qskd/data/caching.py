@@ -97,6 +97,7 @@ def open_cache(
 
     Raises:
         ConfigError: the images would not fit into the memory that is free.
+        DataError: an image that is no file cannot be read.
     """
     if kind == "none":
         return None
@@ -114,11 +115,18 @@ def open_cache(
 
 
 def _state(index: DetectionIndex) -> str:
-    """A name for the images as they are now: files that were changed get other pixels."""
+    """A name for the images as they are now: files that were changed get other pixels.
+
+    Images that are no files have invented names, and what keeps them tells no time of change: all their bytes count.
+    Reading the index has read them once already; a gigabyte takes about two seconds more.
+    """
     digest = hashlib.sha256(index.fingerprint().encode())
-    for record in index.images if index.images.blobs is None else ():
-        found = record.path.stat()
-        digest.update(f"{record.path.resolve()}|{found.st_size}|{found.st_mtime_ns}".encode())
+    for record in index.images:
+        if record.blob is not None:
+            digest.update(hashlib.sha256(record.blob()).digest())
+        else:
+            found = record.path.stat()
+            digest.update(f"{record.path.resolve()}|{found.st_size}|{found.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
 
 

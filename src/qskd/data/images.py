@@ -131,12 +131,20 @@ def upright_size_and_turn(path: Path) -> tuple[tuple[int, int], bool]:
     return ((width, height) if turned else (height, width)), turned
 
 
-def upright_size_of(name: str, blob: bytes) -> tuple[int, int]:
-    """(height, width) in pixels of an encoded image; ``name`` is for messages.
+def upright_size_of(name: str, blob: bytes, said: tuple[int, int] | None = None) -> tuple[int, int]:
+    """(height, width) in pixels of an encoded image as it stands upright.
+
+    Args:
+        name: for messages.
+        blob: the encoded image.
+        said: (height, width) in pixels that it should have, where somebody says so.
 
     Raises:
-        DataError: it is no image.
+        DataError: it is no image, or of another size than said.
     """
+    if said is not None:
+        with opened(Path(name), lambda: blob) as image:
+            _check_size(Path(name), image, *said)
     return _upright_size(Path(name), lambda: blob)
 
 

@@ -62,20 +62,36 @@ def read_frames(path: Path) -> Iterator[Frame]:
     """The frames of a video, one after the other, turned as its display matrix says.
 
     Raises:
-        DataError: the file is missing, damaged (after the frames that could be read) or holds no pictures.
+        DataError: the file is missing, damaged or cut off (after the frames that could be read) or holds no pictures.
         ConfigError: PyAV is not installed.
     """
     av = require_av()
     rate = frame_rate(path)
+    count, said = 0, 0
     with _told(path, "read"), av.open(str(path)) as container:
         stream = _pictures(path, container)
         stream.thread_type = "AUTO"
         start: float | None = None
+        said = int(stream.frames)  # 0 where the container does not say
         for index, picture in enumerate(container.decode(stream)):
             time = float(picture.time) if picture.time is not None else float(index / rate)
             start = time if start is None else start
             turned = np.rot90(picture.to_ndarray(format="rgb24"), round(picture.rotation / 90))
             yield Frame(index, time - start, torch.from_numpy(np.ascontiguousarray(turned)).permute(2, 0, 1))
+            count = index + 1
+    if count < said and _whole_packets(path) < said:
+        raise DataError(
+            f"{path}: the video cannot be read to its end: it says that it has {said} frames, and {count} could be "
+            "read. It is cut off or damaged; copy it anew."
+        )
+
+
+def _whole_packets(path: Path) -> int:
+    """How many encoded frames are in a file; those that its edit list hides, which are never shown, among them."""
+    with _told(path, "read"), require_av().open(str(path), options={"ignore_editlist": "1"}) as container:
+        packets = container.demux(_pictures(path, container))
+        # One without size repeats the frame before, but for the last, which has no time and ends them.
+        return sum((packet.size > 0 or packet.dts is not None) and not packet.is_corrupt for packet in packets)
 
 
 class VideoWriter:

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
@@ -183,9 +182,21 @@ def _read(path: Path) -> Tensor | DataError:
 
 
 def _in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    left = iter(items)
-    while batch := list(islice(left, size)):
+    """Lists of so many; what came before a DataError is given before that is raised."""
+    batch: list[T] = []
+    failure: DataError | None = None
+    try:
+        for item in items:
+            batch.append(item)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except DataError as error:
+        failure = error
+    if batch:
         yield batch
+    if failure is not None:
+        raise failure
 
 
 def _bar(total: int | None, unit: str) -> Any:

@@ -2,7 +2,8 @@
 
 The columns are recognised by their kind and usual names: an image; a list of objects (or a record of lists) with
 ``bbox`` and ``category`` or ``label``. Boxes are left, top, width, height in pixels, as the hub's detection datasets
-have them; other forms are named with ``box_format``.
+have them; other forms are named with ``box_format``. Where columns ``height`` and ``width`` tell the size of the image
+that was annotated, the image must have it.
 """
 
 import math
@@ -10,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,6 +45,7 @@ _LABELS = (
 _OBJECTS = ("objects", "annotations", "object", "annotation", "faces", "labels")
 _SAVED = (("dataset_dict.json",), ("state.json", "dataset_info.json"))  # what save_to_disk leaves
 _IMAGES = ("image", "img", "images", "picture", "photo", "jpg", "png")  # columns of encoded images without a kind
+_SIZE = ("height", "width")  # columns that say what an upright image has, in pixels
 _LARGEST = 1e9  # pixels; see coco_columns
 _HEAD = 1 << 16  # bytes
 _ONE_PIXEL = 2.0  # no box of fractions reaches beyond, whatever its form
@@ -158,10 +161,10 @@ class HubSource:
         place: dict[Any, int] = {name: position for position, name in enumerate(names)}
         if declared:
             place |= {position: position for position in range(len(names))}
-        for position, row in enumerate(columns.of_objects(rows)):
+        for position, (row, said) in enumerate(zip(columns.of_objects(rows), _said_sizes(rows), strict=True)):
             where = f"{self.name}, row {position} of {split}"
             with tolerated(errors):
-                height, width = upright_size_of(where, blobs(position))
+                height, width = upright_size_of(where, blobs(position), _size(where, said))
                 found = list(_objects(where, row, columns, place))
                 image = content.add_image(f"{split}-{position:06d}", height, width)
                 kept.append(position)
@@ -341,6 +344,28 @@ def _cells(row: Mapping[str, Any], columns: Columns) -> tuple[list[Any], list[An
     if labels is not None and not isinstance(labels, list):  # one object a row
         return [boxes], [labels]
     return list(boxes or []), list(labels or [])
+
+
+def _said_sizes(rows: Any) -> Iterator[Mapping[str, Any]]:
+    """What each row says of its image's size: its numbers ``height`` and ``width``, or nothing where there are none."""
+    kinds = [str(getattr(rows.features.get(key), "dtype", "")) for key in _SIZE]
+    if all(kind.startswith(("int", "uint", "float")) for kind in kinds):
+        yield from rows.select_columns(list(_SIZE))
+    else:
+        yield from repeat({}, len(rows))
+
+
+def _size(where: str, said: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(height, width) in pixels that a row says, None where one of them is missing."""
+    found: list[int] = []
+    for key in _SIZE:
+        value = said.get(key)
+        if value is None or value != value:
+            return None
+        if not _is_length(value) or value % 1:
+            raise DataError(f"{where}: has {key} {value!r:.80}; expected a whole number.")
+        found.append(int(value))
+    return found[0], found[1]
 
 
 def _objects(
