@@ -7,7 +7,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -41,6 +41,8 @@ class Mended:
     categories: dict[int, str] = field(default_factory=dict)
     annotations: list[dict[str, Any]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    lost: set[int | str] = field(default_factory=set)  # ids of images that were left out
+    classes_lost: set[int] = field(default_factory=set)  # what boxes of such images are of
 
     def note(self, severity: Severity, kind: str, where: str, what: str = "") -> None:
         """Note one finding."""
@@ -51,6 +53,10 @@ class Mended:
         row = self.images[image]
         blob = partial(self.blobs, row[_POSITION]) if self.blobs is not None else None
         return ImageRecord(image, self.folder / row["file_name"], row["height"], row["width"], blob)
+
+    def count_boxes(self, image: int) -> int:
+        """How many annotations an image has."""
+        return sum(row["image_id"] == image for row in self.annotations)
 
     def drop_image(self, image: int) -> None:
         """Leave an image out, with its annotations."""
@@ -85,8 +91,10 @@ def mend(
     mended = Mended(origin, folder, split, blobs)
     categories = _rows(mended, content, "categories")
     same_name = _mend_categories(mended, categories)
-    same_image = _mend_images(mended, _rows(mended, content, "images"))
-    _mend_annotations(mended, _rows(mended, content, "annotations"), same_name, same_image)
+    images, annotations = (_rows(mended, content, key) for key in ("images", "annotations"))
+    boxes = Counter(_key(row.get("image_id")) for row in annotations)
+    same_image = _mend_images(mended, images, boxes)
+    _mend_annotations(mended, annotations, same_name, same_image)
     _find_unused(mended, categories)
     return mended
 
@@ -107,6 +115,17 @@ def _whole(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value % 1:
         return None
     return int(value) if abs(value) < 2**62 else None
+
+
+def _key(value: Any) -> int | str | None:
+    """What an image may be called by: a whole number, or the text that stands where one should."""
+    return value if isinstance(value, str) else _whole(value)
+
+
+def _known(value: Any, ids: Mapping[int, int]) -> int | None:
+    """The id that a value stands for; None for what is no id."""
+    key = _whole(value)
+    return None if key is None else ids.get(key)
 
 
 def _mend_categories(mended: Mended, rows: Sequence[dict[str, Any]]) -> dict[int, int]:
@@ -132,8 +151,11 @@ def _mend_categories(mended: Mended, rows: Sequence[dict[str, Any]]) -> dict[int
 
 
 def _find_unused(mended: Mended, rows: Sequence[dict[str, Any]]) -> None:
-    """Categories without annotations, among them roots that exporters put above all others; these are left out."""
-    used = {row["category_id"] for row in mended.annotations}
+    """Categories without annotations, among them roots that exporters put above all others; these are left out.
+
+    Boxes of images that were left out count: such a class has objects, and only its images are gone.
+    """
+    used = {row["category_id"] for row in mended.annotations} | mended.classes_lost
     parents = [row.get("supercategory") for row in rows if _whole(row.get("id")) in used]
     own = {_whole(row.get("id")): row.get("supercategory") for row in reversed(rows)}
     for key, name in sorted(mended.categories.items()):
@@ -146,8 +168,13 @@ def _find_unused(mended: Mended, rows: Sequence[dict[str, Any]]) -> None:
             mended.note("note", "class without objects", str(mended.origin), f"'{name}'")
 
 
-def _mend_images(mended: Mended, rows: Sequence[dict[str, Any]]) -> dict[int, int]:
-    """Note the images; returns the id that each id stands for, since files may be listed twice."""
+def _mend_images(
+    mended: Mended, rows: Sequence[dict[str, Any]], boxes: Mapping[int | str | None, int]
+) -> dict[int, int]:
+    """Note the images; returns the id that each id stands for, since files may be listed twice.
+
+    ``boxes`` are the annotations of each id, which an image that is left out takes along.
+    """
     stands_for: dict[int, int] = {}
     by_file: dict[str, int] = {}
     for at, row in enumerate(rows):
@@ -163,7 +190,23 @@ def _mend_images(mended: Mended, rows: Sequence[dict[str, Any]]) -> dict[int, in
         elif entry := _image(mended, where, name, row):
             mended.images[key] = {"id": key, _POSITION: at} | entry
             stands_for[key] = by_file[name] = key
+        given = _key(row.get("id"))
+        if given is not None and given not in stands_for:
+            _lose(mended, given, boxes.get(given, 0))
     return stands_for
+
+
+def _lose(mended: Mended, image: int | str, boxes: int) -> None:
+    """Note that an image was left out, and say in the finding about it how many boxes went with it."""
+    mended.lost.add(image)
+    if boxes:
+        last = mended.findings[-1]
+        mended.findings[-1] = replace(last, what="; ".join(filter(None, (last.what.rstrip("."), with_boxes(boxes)))))
+
+
+def with_boxes(count: int) -> str:
+    """What to say of an image that is left out with its boxes."""
+    return f"left out with its {count} box{'es' if count != 1 else ''}"
 
 
 def _plain_name(folder: Path, name: Any) -> Any:
@@ -231,6 +274,10 @@ def _mend_annotations(
         mended.note("error", "annotations without id", str(mended.origin), f"{without}")
     by_image: dict[int, list[dict[str, Any]]] = {}
     for at, row in enumerate(rows):
+        if _is_lost(mended, row, same_image):  # told where its image was
+            if (category := _known(row.get("category_id"), same_name)) is not None:
+                mended.classes_lost.add(category)
+            continue
         where = str(row.get(WHERE) or (f"annotation id {row['id']}" if "id" in row else f"annotations[{at}]"))
         entry = _annotation(mended, where, row, same_name, same_image)
         if entry is not None:
@@ -240,16 +287,21 @@ def _mend_annotations(
             mended.annotations.append(entry | {"id": len(mended.annotations) + 1})
 
 
+def _is_lost(mended: Mended, row: Mapping[str, Any], same_image: Mapping[int, int]) -> bool:
+    """Whether an annotation is of an image that was left out."""
+    given = row.get("image_id")
+    return _known(given, same_image) is None and _key(given) in mended.lost
+
+
 def _annotation(
     mended: Mended, where: str, row: Mapping[str, Any], same_name: Mapping[int, int], same_image: Mapping[int, int]
 ) -> dict[str, Any] | None:
     """One annotation with its box inside its image, or None where it is of no use."""
-    image = same_image.get(_whole(row.get("image_id")) or 0) if _whole(row.get("image_id")) is not None else None
+    image = _known(row.get("image_id"), same_image)
     if image is None:
         mended.note("error", "annotation of an unknown image", where, f"image_id {row.get('image_id')!r:.40}")
         return None
-    key = _whole(row.get("category_id"))
-    category = same_name.get(key) if key is not None else None
+    category = _known(row.get("category_id"), same_name)
     if category is None:
         mended.note("error", "annotation of an unknown category", where, f"category_id {row.get('category_id')!r:.40}")
         return None

@@ -11,7 +11,7 @@ from qskd.data.findings import Finding, Group, Severity, grouped
 from qskd.data.formats.layout import Source, is_image
 from qskd.data.image_facts import ImageFacts, alike, facts_of
 from qskd.data.index import ImageRecord
-from qskd.data.mending import Mended, mend
+from qskd.data.mending import Mended, mend, with_boxes
 from qskd.data.statistics import SplitStatistics, statistics_of
 from qskd.data.writing import ImageFolder, claim_folder, is_plain, suffix_of, write_annotations
 from qskd.errors import DataError
@@ -120,10 +120,10 @@ def _judge_images(mended: Mended, found: Mapping[int, ImageFacts]) -> None:
     """Note what decoding found, and take damaged images out of the mended split."""
     for image, facts in found.items():
         name = f"image {mended.images[image]['file_name']}"
-        if facts.is_bomb:
-            mended.note("error", "decompression bomb", name, facts.damage or f"{facts.size}")
-        elif facts.damage:
-            mended.note("error", "image damaged", name, facts.damage)
+        if facts.is_bomb or facts.damage:
+            kind, told = "decompression bomb" if facts.is_bomb else "image damaged", facts.damage or f"{facts.size}"
+            boxes = mended.count_boxes(image)
+            mended.note("error", kind, name, f"{told}; {with_boxes(boxes)}" if boxes else told)
         for kind in facts.kinds:
             mended.note("note", f"{kind} image", name)
         if facts.damage or facts.is_bomb:
