@@ -320,3 +320,93 @@ def test_a_test_split_that_nobody_labelled_is_no_error(tmp_path, capsys):
     (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\ntest: images/test\nnames: [x]\n")
     assert main(["check", str(tmp_path)]) == 0
     assert "note: split that cannot be read (1)" in capsys.readouterr().out
+
+
+# ---- what a training would refuse ----------------------------------------------------------------------------
+
+
+def errors_of(data: Path) -> dict[str, str]:
+    """Each kind of error with what is said of the first."""
+    found = [one for one in check(SourceOptions(data=str(data)), pixels=False).findings if one.severity == "error"]
+    return {one.kind: one.line() for one in reversed(found)}
+
+
+def yolo(folder: Path, *splits: str) -> Path:
+    for split in splits:
+        drawn(folder / split / "images" / "a.png", seed=len(split))
+        (folder / split / "labels").mkdir()
+        (folder / split / "labels" / "a.txt").write_text("0 .5 .5 .5 .5\n")
+    lines = [f"{key}: ../{name}/images" for key, name in (("train", "train"), ("val", "valid"), ("test", "test"))]
+    (folder / "data.yaml").write_text("\n".join([*lines, "names: [x]"]))
+    return folder
+
+
+def test_yolo_data_without_the_folder_that_its_description_names_is_not_good(tmp_path, capsys):
+    without_train = yolo(tmp_path / "a", "valid", "test")
+    assert main(["check", str(without_train)]) == 1
+    assert "'../train/images' is not there" in capsys.readouterr().out
+    without_val = yolo(tmp_path / "b", "train", "test")
+    assert "'../valid/images' is not there" in errors_of(without_val)["split that cannot be read"]
+    assert main(["check", str(without_val)]) == 1
+    assert "qskd split" not in capsys.readouterr().out
+    assert main(["check", str(yolo(tmp_path / "c", "train", "valid"))]) == 0  # a test split is not needed
+    assert "note: split that cannot be read (1)" in capsys.readouterr().out
+
+
+def test_data_without_a_training_split_is_not_good(data, capsys):
+    (data / "annotations" / "instances_train.json").unlink()
+    shutil.rmtree(data / "images" / "train")
+    assert main(["check", str(data)]) == 1
+    assert "no split 'train' (found: val" in capsys.readouterr().out
+    assert list(errors_of(data)) == ["no training split"]
+
+
+def test_a_split_whose_images_nothing_is_said_about_is_an_error(data):
+    (data / "annotations" / "instances_val.json").unlink()
+    assert "val holds images of the split 'val', but there are no" in errors_of(data)["split that cannot be read"]
+
+
+def test_voc_images_whose_xml_files_are_absent_are_an_error(tmp_path):
+    box = "<object><name>x</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"
+    for seed, split in enumerate(("train", "valid")):
+        drawn(tmp_path / split / "a.png", seed=seed)
+    (tmp_path / "train" / "a.xml").write_text(f"<annotation>{box}</annotation>")
+    assert "valid holds images of the split 'val'" in errors_of(tmp_path)["split that cannot be read"]
+
+
+def test_empty_lists_are_errors(data):
+    edit(data, "train", lambda content: [content[key].clear() for key in ("images", "annotations", "categories")])
+    found = errors_of(data)
+    assert found["split without images"].endswith("none is listed")
+    assert "split without classes" in found
+
+
+def test_a_split_of_which_no_image_is_left_is_an_error(data):
+    shutil.rmtree(data / "images" / "val")
+    (data / "images" / "val").mkdir()
+    assert "none of use" in errors_of(data)["split without images"]
+
+
+def test_what_is_wrong_with_a_split_that_no_training_needs_stops_none(data, capsys):
+    content = json.loads((data / "annotations" / "instances_val.json").read_text())
+    shutil.copytree(data / "images" / "val", data / "images" / "test")
+    path = data / "annotations" / "image_info_test2017.json"
+    path.write_text(json.dumps({key: content[key] for key in ("images", "categories")}))
+    assert main(["check", str(data)]) == 0
+    assert "note: no list of annotations (1)" in capsys.readouterr().out
+    content["annotations"][0]["image_id"] = 12345
+    content["categories"][0]["name"] = "yeti"
+    path.write_text(json.dumps(content))
+    assert main(["check", str(data)]) == 0
+    shown = capsys.readouterr().out
+    assert "warning: annotation of an unknown image (1)" in shown
+    assert "warning: classes that the training split has not (1)" in shown
+
+
+def test_the_report_says_where_each_split_comes_from(data, capsys, tmp_path):
+    main(["check", str(data), "--json", str(tmp_path / "found.json")])
+    shown = capsys.readouterr().out
+    for split in ("train", "val"):
+        places = [str(data / "annotations" / f"instances_{split}.json"), str(data / "images" / split)]
+        assert f"from {' with images in '.join(places)}" in shown
+        assert json.loads((tmp_path / "found.json").read_text())["splits"][split]["places"] == places

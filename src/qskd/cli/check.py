@@ -53,6 +53,7 @@ def _show(found: Checked) -> None:
             f"{split.name}: {numbers.images} images ({numbers.empty_images} without objects), {numbers.boxes} boxes"
             + (f", {numbers.crowds} crowds" if numbers.crowds else "")
         )
+        show(f"  from {' with images in '.join(map(str, split.places))}")
         show(
             f"  objects an image: least {objects['least']:.0f}, median {objects['median']:g}, mean "
             f"{objects['mean']:.1f}, most {objects['most']:.0f}"

@@ -41,6 +41,7 @@ class Mended:
     categories: dict[int, str] = field(default_factory=dict)
     annotations: list[dict[str, Any]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    listed: int = 0  # images that the content names
     lost: set[int | str] = field(default_factory=set)  # ids of images that were left out
     classes_lost: set[int] = field(default_factory=set)  # what boxes of such images are of
 
@@ -92,6 +93,7 @@ def mend(
     categories = _rows(mended, content, "categories")
     same_name = _mend_categories(mended, categories)
     images, annotations = (_rows(mended, content, key) for key in ("images", "annotations"))
+    mended.listed = len(images)
     boxes = Counter(_key(row.get("image_id")) for row in annotations)
     same_image = _mend_images(mended, images, boxes)
     _mend_annotations(mended, annotations, same_name, same_image)

@@ -1,14 +1,17 @@
 """Looking at all of a data set before anything is trained on it; `qskd check`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from qskd import __version__
-from qskd.data.findings import Finding, Group, Severity, grouped
-from qskd.data.formats.layout import Source, is_image
+from qskd.data.findings import Finding, Group, grouped
+from qskd.data.formats.coco import CocoSource
+from qskd.data.formats.layout import Source, is_image, missing_split
+from qskd.data.formats.voc import VocSource
+from qskd.data.formats.yolo import YoloSource
 from qskd.data.image_facts import ImageFacts, alike, facts_of
 from qskd.data.index import ImageRecord
 from qskd.data.mending import Mended, mend, with_boxes
@@ -18,6 +21,7 @@ from qskd.errors import DataError
 from qskd.runs.building import open_data
 from qskd.runs.options import SourceOptions
 
+NEEDED = ("train", "val")  # splits; what is wrong with others stops no training
 NEAR = 6  # of 128 bits: two images whose hashes differ in at most so many look alike
 
 
@@ -30,6 +34,15 @@ class CheckedSplit:
     statistics: SplitStatistics
     records: dict[int, ImageRecord]  # by image id
     facts: dict[int, ImageFacts]  # by image id; empty where pixels were not looked at
+
+    @property
+    def places(self) -> list[Path]:
+        """Where it comes from: its annotation file or what describes it, and the folder of its images."""
+        return list(dict.fromkeys((self.mended.origin, self.mended.folder)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return self.statistics.as_dict() | {"places": [str(place) for place in self.places]}
 
 
 @dataclass(slots=True)
@@ -58,7 +71,7 @@ class Checked:
             "format": self.format,
             "qskd": __version__,
             "good": self.is_good,
-            "splits": {split.name: split.statistics.as_dict() for split in self.splits},
+            "splits": {split.name: split.as_dict() for split in self.splits},
             "findings": [one.as_dict() for one in self.findings],
         }
 
@@ -80,23 +93,44 @@ def check(data: SourceOptions, *, pixels: bool = True) -> Checked:
         split = _check_split(source, name, found.findings, pixels)
         if split is not None:
             found.splits.append(split)
-    if "val" not in source.splits:
-        found.findings.append(Finding("warning", "no validation split", source.origin, "make one with `qskd split`"))
+    _find_absent(found, source)
     _compare_classes(found)
     _find_repeated(found)
+    found.findings = [_weighed(one) for one in found.findings]
     return found
+
+
+def _find_absent(found: Checked, source: Source) -> None:
+    """Splits that should be there, and why they are not."""
+    absent = source.absent if isinstance(source, CocoSource | YoloSource | VocSource) else {}
+    for name, why in absent.items():
+        found.findings.append(Finding("error", "split that cannot be read", name, why, name))
+    there = {*source.splits, *absent}
+    if "train" not in there:
+        why = str(missing_split(source, "train"))
+        found.findings.append(Finding("error", "no training split", "train", why, "train"))
+    if "val" not in there:
+        found.findings.append(Finding("warning", "no validation split", source.origin, "make one with `qskd split`"))
+
+
+def _weighed(finding: Finding) -> Finding:
+    """The same, as a warning or a note where it is about a split that no training needs."""
+    if finding.severity != "error" or finding.split in ("", *NEEDED):
+        return finding
+    is_note = finding.kind in ("split that cannot be read", "no list of annotations")  # as in tests nobody labelled
+    return replace(finding, severity="note" if is_note else "warning")
 
 
 def _check_split(source: Source, name: str, findings: list[Finding], pixels: bool) -> CheckedSplit | None:
     try:
         mended = _mended(source, name)
     except DataError as error:
-        severity: Severity = "error" if name in ("train", "val") else "note"  # no training needs the others
-        findings.append(Finding(severity, "split that cannot be read", source.origin, str(error), name))
+        findings.append(Finding("error", "split that cannot be read", name, str(error), name))
         return None
     records = {image: mended.record(image) for image in mended.images}
     facts = dict(zip(records, facts_of(list(records.values())), strict=True)) if pixels else {}
     _judge_images(mended, facts)
+    _find_empty(mended)
     split = CheckedSplit(name, mended, statistics_of(mended.as_coco()), records, facts)
     empty = split.statistics.empty_images
     if empty:
@@ -114,6 +148,15 @@ def _mended(source: Source, name: str) -> Mended:
     for line in raw.problems.lines():
         mended.note("note", "told by the reader", source.origin, line)
     return mended
+
+
+def _find_empty(mended: Mended) -> None:
+    """A split without images or classes; told even where it is empty because of what was told before."""
+    listed = f"{mended.listed} listed, none of use" if mended.listed else "none is listed"
+    if not mended.images:
+        mended.note("error", "split without images", str(mended.origin), listed)
+    if not mended.categories:
+        mended.note("error", "split without classes", str(mended.origin), "there is nothing to be learnt")
 
 
 def _judge_images(mended: Mended, found: Mapping[int, ImageFacts]) -> None:

@@ -112,6 +112,33 @@ def missing_split(source: Source, split: str) -> DataError:
     return DataError(f"{source.origin} has no split '{split}' (found: {found}; read as {source.format}). {advice}")
 
 
+def several_files(origin: Path, split: str, found: Sequence[Path]) -> str:
+    """What to say of a split that several files or folders claim to be."""
+    return (
+        f"{origin} has several files or folders for the split '{split}': {', '.join(map(str, found))}. Leave one of "
+        f"them there, or name the one you mean with {_by_name(split)}."
+    )
+
+
+def without_annotations(folder: Path, split: str, expected: str) -> str:
+    """What to say of a folder named like a split whose images nothing is said about."""
+    return (
+        f"{folder} holds images of the split '{split}', but there are no annotations of them; expected {expected}. Add "
+        f"what is missing, or name it with {_by_name(split)}."
+    )
+
+
+def _by_name(split: str) -> str:
+    key = "train" if split == "train" else "val"
+    return f"--{key}_annotations FILE --{key}_images DIR"
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether images lie in a folder, or in its images/."""
+    places = [place for place in (folder, folder / "images") if os.path.isdir(place)]
+    return any(is_image(file) for place in places for file in place.iterdir())
+
+
 def is_image(path: Path) -> bool:
     """Whether a file's name is that of an image, and not of a hidden file."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
