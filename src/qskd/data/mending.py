@@ -6,11 +6,11 @@
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,9 @@ class Mended:
     categories: dict[int, str] = field(default_factory=dict)
     annotations: list[dict[str, Any]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    unsure: set[int] = field(default_factory=set)  # ids of images with objects nobody knows: labels made no sense
     listed: int = 0  # images that the content names
+    listed_boxes: int = 0
     lost: set[int | str] = field(default_factory=set)  # ids of images that were left out
     classes_lost: set[int] = field(default_factory=set)  # what boxes of such images are of
 
@@ -66,10 +68,25 @@ class Mended:
 
     def as_coco(self) -> dict[str, Any]:
         """Content that ``DetectionIndex.of`` takes."""
+        return self._content(self.images)
+
+    def clean(self) -> dict[str, Any]:
+        """The same without the images some of whose objects are not known, or none of whose boxes is left.
+
+        They would teach that what is seen in them is background.
+        """
+        return self._content(self.images.keys() - self.unsure)
+
+    def _content(self, kept: Container[int]) -> dict[str, Any]:
         categories = [{"id": key, "name": name} for key, name in sorted(self.categories.items())]
         own = (_SCALE, _POSITION)
-        images = [{key: value for key, value in row.items() if key not in own} for row in self.images.values()]
-        rows = [{key: value for key, value in row.items() if key != WHERE} for row in self.annotations]
+        images = [
+            {key: value for key, value in row.items() if key not in own}
+            for image, row in self.images.items()
+            if image in kept
+        ]
+        boxes = [row for row in self.annotations if row["image_id"] in kept]
+        rows = [{key: value for key, value in row.items() if key != WHERE} for row in boxes]
         return {"images": images, "annotations": rows, "categories": categories}
 
 
@@ -79,6 +96,7 @@ def mend(
     split: str,
     content: Mapping[str, Any],
     blobs: Callable[[int], bytes] | None = None,
+    unread: Mapping[int, int] | None = None,
 ) -> Mended:
     """Check every category, image and annotation of COCO content.
 
@@ -88,12 +106,14 @@ def mend(
         split: name of the split, for messages.
         content: a COCO file's content, whatever it holds.
         blobs: the encoded image at a position, where images are no files.
+        unread: labels that the reader could make no sense of, by image id.
     """
     mended = Mended(origin, folder, split, blobs)
     categories = _rows(mended, content, "categories")
     same_name = _mend_categories(mended, categories)
     images, annotations = (_rows(mended, content, key) for key in ("images", "annotations"))
-    mended.listed = len(images)
+    mended.listed, mended.listed_boxes = len(images), len(annotations) + sum((unread or {}).values())
+    mended.unsure |= set(unread or ())
     boxes = Counter(_key(row.get("image_id")) for row in annotations)
     same_image = _mend_images(mended, images, boxes)
     _mend_annotations(mended, annotations, same_name, same_image)
@@ -275,6 +295,7 @@ def _mend_annotations(
     if without:
         mended.note("error", "annotations without id", str(mended.origin), f"{without}")
     by_image: dict[int, list[dict[str, Any]]] = {}
+    annotated: set[int] = set()
     for at, row in enumerate(rows):
         if _is_lost(mended, row, same_image):  # told where its image was
             if (category := _known(row.get("category_id"), same_name)) is not None:
@@ -282,8 +303,11 @@ def _mend_annotations(
             continue
         where = str(row.get(WHERE) or (f"annotation id {row['id']}" if "id" in row else f"annotations[{at}]"))
         entry = _annotation(mended, where, row, same_name, same_image)
+        if (image := _known(row.get("image_id"), same_image)) is not None:
+            annotated.add(image)
         if entry is not None:
             by_image.setdefault(entry["image_id"], []).append(entry | {WHERE: where})
+    mended.unsure |= annotated - by_image.keys()  # of all its boxes none is left
     for image in mended.images:
         for entry in _without_duplicates(mended, by_image.get(image, [])):
             mended.annotations.append(entry | {"id": len(mended.annotations) + 1})
@@ -306,8 +330,14 @@ def _annotation(
     category = _known(row.get("category_id"), same_name)
     if category is None:
         mended.note("error", "annotation of an unknown category", where, f"category_id {row.get('category_id')!r:.40}")
+        mended.unsure.add(image)
         return None
     given = row.get("bbox")
+    if not _is_box(given):
+        name = f"{where} in {mended.images[image]['file_name']}"
+        mended.note("error", "box that is not four numbers", name, f"{given!r:.80}")
+        mended.unsure.add(image)
+        return None
     box = _box(mended, where, given, mended.images[image])
     if box is None:
         return None
@@ -326,13 +356,15 @@ def _area(area: Any, given: Any, box: Sequence[float], scale: tuple[float, float
     return float(area) * scale[0] * scale[1] if is_number and not is_cut else box[2] * box[3]
 
 
-def _box(mended: Mended, where: str, box: Any, image: Mapping[str, Any]) -> list[float] | None:
+def _is_box(box: Any) -> TypeGuard[list[float]]:
+    """Whether something is four numbers of a size that pixels may have."""
+    numbers = isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)
+    return numbers and all(abs(value) < _HUGE for value in box)
+
+
+def _box(mended: Mended, where: str, box: list[float], image: Mapping[str, Any]) -> list[float] | None:
     """Left, top, width, height inside the image, or None."""
     name = f"{where} in {image['file_name']}"
-    numbers = isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)
-    if not numbers or not all(abs(value) < _HUGE for value in box):
-        mended.note("error", "box that is not four numbers", name, f"{box!r:.80}")
-        return None
     if min(box[2:]) < SMALLEST_SIDE:
         mended.note("warning", "degenerate box", name, f"{box}")
         return None

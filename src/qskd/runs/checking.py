@@ -51,6 +51,7 @@ class Checked:
 
     origin: str
     format: str
+    names: tuple[str, ...]  # of the splits that there are, also where they cannot be read
     splits: list[CheckedSplit] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
@@ -88,7 +89,7 @@ def check(data: SourceOptions, *, pixels: bool = True) -> Checked:
         DataError: nothing there is in a known format.
     """
     source = open_data(data)
-    found = Checked(source.origin, source.format)
+    found = Checked(source.origin, source.format, source.splits)
     for name in source.splits:
         split = _check_split(source, name, found.findings, pixels)
         if split is not None:
@@ -142,9 +143,12 @@ def _check_split(source: Source, name: str, findings: list[Finding], pixels: boo
 def _mended(source: Source, name: str) -> Mended:
     errors: list[DataError] = []
     raw = source.raw(name, errors)
-    mended = mend(raw.origin, raw.folder, name, raw.content, raw.blobs)
+    mended = mend(raw.origin, raw.folder, name, raw.content, raw.blobs, raw.unread)
     for error in errors:
         mended.note("error", "entry that cannot be read", str(error))
+    for file in raw.orphans:
+        mended.note("error", "label file without an image", str(file))
+    mended.listed += len(errors) - sum(raw.unread.values()) + len(raw.orphans)  # these had no image in the content
     for line in raw.problems.lines():
         mended.note("note", "told by the reader", source.origin, line)
     return mended
@@ -199,8 +203,42 @@ def _hashes(split: CheckedSplit) -> list[bytes]:
     return [facts.hash for facts in split.facts.values()]
 
 
-def write_clean(found: Checked, folder: Path) -> Path:
-    """A clean copy in COCO's form: what could be mended is, what could not is left out.
+@dataclass(frozen=True, slots=True)
+class CleanSplit:
+    """What a clean copy holds of a split, and what it does not."""
+
+    name: str
+    content: dict[str, Any]  # in COCO's form
+    images: int  # left out
+    boxes: int  # likewise, of those that could be counted
+
+    def line(self) -> str:
+        """For the console."""
+        kept = f"{self.name}: {len(self.content['images'])} images, {len(self.content['annotations'])} boxes"
+        return f"{kept}; left out: {self.images} images, {self.boxes} boxes"
+
+
+def clean_splits(found: Checked) -> list[CleanSplit]:
+    """What a clean copy would hold: what could be mended is, what could not is left out.
+
+    Raises:
+        DataError: no image would be left, of all splits or of the training split.
+    """
+    splits = []
+    for split in found.splits:
+        content, given = split.mended.clean(), split.mended
+        if content["images"] and content["categories"]:
+            lost = given.listed - len(content["images"]), given.listed_boxes - len(content["annotations"])
+            splits.append(CleanSplit(split.name, content, *lost))
+        elif split.name == "train":
+            raise DataError("No image of the split 'train' would be left. Mend the errors above in the data itself.")
+    if not splits:
+        raise DataError("No image would be left. Mend the errors above in the data itself.")
+    return splits
+
+
+def write_clean(found: Checked, splits: Sequence[CleanSplit], folder: Path) -> None:
+    """A clean copy in COCO's form.
 
     Images are linked, or copied, or converted to upright RGB where they are anything else.
 
@@ -208,14 +246,14 @@ def write_clean(found: Checked, folder: Path) -> Path:
         ConfigError: the folder is there already and not empty.
     """
     claim_folder(folder)
-    for split in found.splits:
-        content, images = split.mended.as_coco(), ImageFolder(folder / "images" / split.name)
-        for row in content["images"]:
-            record, name = split.records[row["id"]], row["file_name"]
+    records = {split.name: split.records for split in found.splits}
+    for split in splits:
+        images = ImageFolder(folder / "images" / split.name)
+        for row in split.content["images"]:
+            record, name = records[split.name][row["id"]], row["file_name"]
             name = name if is_image(Path(name)) else name + suffix_of(record)
             row["file_name"] = images.place(record, name) if is_plain(record) else images.convert(record, name)
-        write_annotations(folder, split.name, content)
-    return folder
+        write_annotations(folder, split.name, split.content)
 
 
 def lines(found: Checked, most: int = 5) -> Sequence[str]:

@@ -1,9 +1,9 @@
 """How folders of detection data are laid out: names of splits, suffixes of images, files beside each other."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -59,6 +59,8 @@ class RawSplit:
     content: dict[str, Any]
     problems: Problems
     blobs: Callable[[int], bytes] | None = None  # the encoded image at a position, where images are no files
+    unread: Mapping[int, int] = field(default_factory=dict)  # labels that could not be read, by id of their image
+    orphans: Sequence[Path] = ()  # label files whose image is not there
 
     def index(self, class_names: Sequence[str] | None, strict: bool) -> DetectionIndex:
         """The same, checked; see ``DetectionIndex.of``."""
@@ -230,6 +232,7 @@ class Content:
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
         self.problems = Problems()
+        self.unread: dict[int, int] = {}  # labels that could not be read, by id of their image
 
     def add_image(self, file_name: str, height: int, width: int) -> int:
         """Note an image; returns its id, counted from 1."""

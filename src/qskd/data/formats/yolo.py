@@ -152,18 +152,41 @@ class YoloSource:
                 f"{_expected(images[0])} and the like."
             )
         content.problems.add("images without a label file, taken for empty", without)
-        return RawSplit(self.file, folder, content.as_coco(), content.problems)
+        orphans = self._orphans(images)
+        if errors is None:
+            content.problems.add("label files without an image, left out", [file.name for file in orphans])
+        return RawSplit(self.file, folder, content.as_coco(), content.problems, unread=content.unread, orphans=orphans)
 
     def _add_boxes(
         self, content: Content, image: int, size: tuple[int, int], labels: Path, errors: list[DataError] | None
     ) -> None:
         height, width = size
+        before = len(errors or ())
         with tolerated(errors):
             for line, found in _rows(labels):
                 with tolerated(errors):
                     label, (left, top, box_width, box_height) = self._box(labels, line, found)
                     box = (left * width, top * height, box_width * width, box_height * height)
                     content.add_box(image, label, box, f"{labels.name}, line {line}")
+        if bad := len(errors or ()) - before:
+            content.unread[image] = bad
+
+    def _orphans(self, images: Sequence[Path]) -> list[Path]:
+        """Label files in the folders of a split's labels that no image in the folders of images has.
+
+        A folder of labels may serve several folders of images, so those of the other splits count as well.
+        """
+        own = {image.parent for image in images}
+        parts = [Path(os.path.abspath(part)) for parts in self.parts.values() for part in parts if part.is_dir()]
+        known: dict[Path, set[str]] = {}  # stems of images, by folder of labels
+        for folder in {*own, *(Path(top) for part in parts for top, _, _ in os.walk(part))}:
+            stems = {file.stem for file in folder.iterdir() if is_image(file)}
+            for place in _label_folders(folder):
+                known.setdefault(place, set()).update(stems)
+        places = sorted({place for folder in own for place in _label_folders(folder) if place.is_dir()})
+        texts = [file for place in places for file in sorted(place.glob("*.txt"))]
+        lost = [file for file in texts if file.stem not in known[file.parent] and file.name not in NAME_FILES]
+        return [file for file in lost if _starts_with_number(file)]
 
     def _images(self, part: Path) -> list[Path]:
         """The images of a folder, or of a text file with one name a line."""
@@ -243,6 +266,11 @@ def _candidates(image: Path) -> list[Path]:
     else:
         mirrored = []
     return [*mirrored, beside, image.parent.parent / "labels" / beside.name]
+
+
+def _label_folders(images: Path) -> list[Path]:
+    """Where the label files of the images in a folder may be."""
+    return [path.parent for path in _candidates(images / "a.jpg")]
 
 
 def _expected(image: Path) -> str:
