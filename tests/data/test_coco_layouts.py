@@ -99,6 +99,14 @@ def test_the_folder_that_holds_most_images_is_the_one(tmp_path: Path) -> None:
         open_source(tmp_path).load("train")
 
 
+@pytest.mark.parametrize("name", ["val", "valid"])
+def test_images_may_lie_in_the_images_of_a_split(name: str, tmp_path: Path) -> None:
+    put(tmp_path / "annotations" / "val.json", coco("test"))
+    put_images(tmp_path / name / "images", "test")
+    index = open_source(tmp_path).load("val")
+    assert index.images.folder == tmp_path / name / "images"
+
+
 def test_without_any_folder_of_images_the_usual_ones_are_named(tmp_path: Path) -> None:
     put(tmp_path / "data" / "annotations" / "instances_train.json", coco("train"))
     with pytest.raises(DataError, match=r"No image folder for the split 'train'; looked for .*data/images/train, "):

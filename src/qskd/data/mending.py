@@ -203,7 +203,8 @@ def _mend_images(
         key, name = _whole(row.get("id")), _plain_name(mended.folder, row.get("file_name"))
         where = f"image {name}" if isinstance(name, str) and name else f"images[{at}]"
         if key is None or not isinstance(name, str) or not name:
-            mended.note("error", "image without id or file name", where, f"{row!r:.80}")
+            told = f"id {row.get('id')!r:.40} (a whole number is expected), file name {row.get('file_name')!r:.80}"
+            mended.note("error", "image without id or file name", where, told)
         elif key in stands_for:
             mended.note("error", "image id repeated", where, f"id {key}")
         elif name in by_file:

@@ -202,7 +202,8 @@ def image_folder(folder: Path, file: Path, split: str, content: Mapping[str, Any
     places = [folder / "images" / split, folder / "images" / f"{split}2017", folder / split, folder / f"{split}2017"]
     places = [*dict.fromkeys([*places[:2], *own[:1], *places[2:], *own[1:]])]
     places += [file.parent / "images", file.parent / "data", folder / "images", folder / "data"]
-    places += [folder / "images" / "default", folder / "JPEGImages", file.parent, folder]
+    places += [folder / "images" / "default", folder / "JPEGImages"]
+    places += [place / "images" for place in (folder / split, *own)] + [file.parent, folder]
     existing = [place for place in dict.fromkeys(places) if place.is_dir()]
     if existing:
         rows = content.get("images")

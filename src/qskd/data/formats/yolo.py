@@ -77,7 +77,7 @@ class YoloSource:
     @classmethod
     def _from_yaml(cls, file: Path) -> "YoloSource":
         settings = read_description(file)
-        base = base_of(file, settings.get("path"))
+        base, hint = base_of(file, settings.get("path"))
         wanted = {canonical(key): value for key, value in settings.items() if canonical(key) in SPLITS and value}
         if not wanted:
             raise DataError(f"{file}: names no images under train, val or test.")
@@ -85,7 +85,7 @@ class YoloSource:
         absent: dict[str, str] = {}
         for split, value in wanted.items():  # descriptions of whole data sets come with some of their splits
             try:
-                parts[split] = tuple(located(file, base, value))
+                parts[split] = tuple(located(file, base, value, hint))
             except DataError as error:
                 absent[split] = str(error)
         if not parts:
