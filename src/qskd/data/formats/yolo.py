@@ -17,16 +17,19 @@ from qskd.data.formats.layout import (
     Content,
     RawSplit,
     canonical,
+    holds_images,
     images_below,
     in_order,
     is_image,
     locate,
     missing_split,
     read_text,
+    several_files,
     spellings,
     split_folders,
     subfolders,
     tolerated,
+    without_annotations,
 )
 from qskd.data.formats.yolo_description import (
     DESCRIPTIONS,
@@ -109,7 +112,11 @@ class YoloSource:
                 f"{path} holds YOLO labels, but nothing says what the classes are called. Write a data.yaml with "
                 "train, val and names, or a classes.txt with one name a line."
             )
-        return cls(named, class_lines(named), parts, path)
+        absent = _absent(path, parts)
+        kept = {split: part for split, part in parts.items() if split not in absent}
+        if not kept:
+            raise DataError(next(iter(absent.values())))
+        return cls(named, class_lines(named), kept, path, absent)
 
     @property
     def origin(self) -> str:
@@ -298,6 +305,21 @@ def _parts_of(path: Path) -> dict[str, tuple[Path, ...]]:
     places = ((path / "images", path / "labels"), (path, path / "labels"))
     whole = next((images for images, labels in places if _has_labels(images, labels)), None)
     return {"train": (whole,)} if whole else {}
+
+
+def _absent(path: Path, parts: Mapping[str, tuple[Path, ...]]) -> dict[str, str]:
+    """What to say of folders named like splits: of several for one split, and of those without labels."""
+    absent: dict[str, str] = {}
+    for split in SPLITS:
+        for place in (path / "images", path):
+            folders = [one for one in subfolders(place) if canonical(one.name) == split and holds_images(one)]
+            if len(folders) > 1:
+                absent.setdefault(split, several_files(place, split, folders))
+            elif folders and split not in parts:
+                absent.setdefault(
+                    split, without_annotations(folders[0], split, "a text file of boxes for each of them")
+                )
+    return absent
 
 
 def _has_labels(images: Path, labels: Path) -> bool:
