@@ -43,6 +43,44 @@ def test_files_of_keypoints_and_captions_do_not_hide_those_of_objects(tmp_path: 
     assert open_source(tmp_path).load("train").class_names == CLASSES
 
 
+def test_of_several_annotation_files_one_has_to_be_named(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        put_images(tmp_path / "images", split)
+        put(tmp_path / "annotations" / f"{split}_v1.json", coco(split))
+    assert open_source(tmp_path).splits == ("train", "test")
+    put(tmp_path / "annotations" / "train_v2.json", coco("train"))
+    wanted = r"several files .* 'train': .*train_v1\.json, .*train_v2\.json.*--train_annotations FILE"
+    with pytest.raises(DataError, match=wanted):
+        open_source(tmp_path).load("train")
+    assert len(open_source(tmp_path).load("test")) == 1  # what is clear is read
+    put(tmp_path / "annotations" / "test_v2.json", coco("test"))
+    with pytest.raises(DataError, match=wanted):
+        open_source(tmp_path)
+    put(tmp_path / "annotations" / "instances_train.json", coco("train"))  # the usual name says which is meant
+    assert open_source(tmp_path).splits == ("train",)
+
+
+def test_of_two_folders_of_a_split_or_two_files_in_one_none_is_picked(tmp_path: Path) -> None:
+    for folder in ("train", "val", "valid"):
+        put(tmp_path / folder / "_annotations.coco.json", coco("train"))
+    source = open_source(tmp_path)
+    assert source.splits == ("train",)
+    with pytest.raises(DataError, match=r"several files or folders for the split 'val': .*/val/.*/valid/"):
+        source.load("val")
+    for name in ("a.json", "b.json"):
+        put(tmp_path / "test" / name, coco("train"))
+    with pytest.raises(DataError, match=r"'test': .*a\.json, .*b\.json"):
+        open_source(tmp_path).load("test")
+
+
+def test_one_file_an_image_is_no_choice_of_annotation_files(tmp_path: Path) -> None:
+    put(tmp_path / "annotations" / "instances_val.json", coco("train"))
+    for number in range(20):
+        put(tmp_path / "train" / f"{number}.json", {"images": [], "annotations": []})
+    with pytest.raises(DataError, match="no split 'train'"):
+        open_source(tmp_path).load("train")
+
+
 def test_a_split_of_any_name_is_read_as_it_is_called(tmp_path: Path) -> None:
     put(tmp_path / "annotations" / "instances_nights.json", coco("test"))
     put_images(tmp_path / "images", "test")
@@ -59,6 +97,14 @@ def test_the_folder_that_holds_most_images_is_the_one(tmp_path: Path) -> None:
     put(tmp_path / "images" / "other.jpg", encoded("other.jpg", 8, 8))
     with pytest.raises(DataError, match=rf"1 of 4 image files are not in {tmp_path}/train: a\.jpg"):
         open_source(tmp_path).load("train")
+
+
+@pytest.mark.parametrize("name", ["val", "valid"])
+def test_images_may_lie_in_the_images_of_a_split(name: str, tmp_path: Path) -> None:
+    put(tmp_path / "annotations" / "val.json", coco("test"))
+    put_images(tmp_path / name / "images", "test")
+    index = open_source(tmp_path).load("val")
+    assert index.images.folder == tmp_path / name / "images"
 
 
 def test_without_any_folder_of_images_the_usual_ones_are_named(tmp_path: Path) -> None:

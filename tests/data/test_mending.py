@@ -237,6 +237,44 @@ def test_an_image_on_its_side_whose_boxes_may_be_either_way_is_left_out(folder: 
     assert 3 not in found.images
 
 
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"id": 3, "file_name": "gone.png", "width": 9, "height": 9}, "image file missing"),
+        ({"id": 3, "file_name": "../out.png", "width": 9, "height": 9}, "file name leaves the image folder"),
+        ({"id": 3, "file_name": "side.jpg", "width": 101, "height": 100}, "turned by its EXIF tag"),
+        ({"id": "3", "file_name": "c.png", "width": 9, "height": 9}, "image without id or file name"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_the_boxes_of_an_image_that_is_left_out_are_told_with_it(folder: Path, row: Any, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (101, 100)).save(folder / "side.jpg", exif=exif)
+    data = content()
+    data["images"].append(row)
+    for number in (3, 4, 5):
+        box = {"id": number, "image_id": row["id"], "category_id": 1, "bbox": [number, 1, 2, 2]}
+        data["annotations"].append(box)
+    (found,) = mended(folder, data).findings
+    assert found.kind.startswith(kind)
+    assert found.what.endswith("left out with its 3 boxes")
+
+
+def test_classes_of_images_that_are_left_out_are_not_missing(folder: Path) -> None:
+    data = content()
+    data["categories"] = [
+        {"id": 0, "name": "animals", "supercategory": "none"},
+        {"id": 1, "name": "cat", "supercategory": "animals"},
+        {"id": 2, "name": "dog", "supercategory": "animals"},
+    ]
+    for row in data["images"]:
+        row["file_name"] = f"gone-{row['file_name']}"
+    found = mended(folder, data)
+    assert kinds(found) == {"image file missing", "placeholder root category"}
+    assert found.categories == {1: "cat", 2: "dog"}
+
+
 def test_a_class_that_is_its_own_parent_is_no_root(folder: Path) -> None:
     data = content()
     data["categories"] = [

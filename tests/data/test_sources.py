@@ -48,6 +48,30 @@ def test_a_folder_of_something_else_lists_what_it_may_hold(format: str, tmp_path
     assert str(tmp_path) in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["coco-2017", "coco-roboflow", "yolo-ultralytics", "voc-devkit's year"])
+def test_data_one_folder_down_is_opened(name: str, tmp_path: Path) -> None:
+    LAYOUTS[name].write(tmp_path / "aquarium.v2")
+    put(tmp_path / "README.txt", "unpacked")
+    put(tmp_path / "__MACOSX" / "train" / "._a.jpg", b"")
+    put(tmp_path / "notes" / "a.txt", "hello")
+    source = open_source(tmp_path)
+    assert str(tmp_path / "aquarium.v2") in source.origin
+    assert found(source.load("train")) == found(open_source(tmp_path / "aquarium.v2").load("train"))
+
+
+def test_of_several_data_sets_one_folder_down_one_has_to_be_given(tmp_path: Path) -> None:
+    for place in ("first", "second"):
+        LAYOUTS["coco-2017"].write(tmp_path / place)
+    with pytest.raises(DataError, match=r"several data sets: .*first, .*second\. Give one of them"):
+        open_source(tmp_path)
+
+
+def test_what_is_wrong_with_the_data_one_folder_down_is_told(tmp_path: Path) -> None:
+    put(tmp_path / "inner" / "data.yaml", "train: [a\n  b: c")
+    with pytest.raises(DataError, match=r"inner/data\.yaml: not valid YAML"):
+        open_source(tmp_path)
+
+
 def test_an_empty_folder_lists_what_it_may_hold(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"annotations/instances_train\.json"):
         open_source(tmp_path)

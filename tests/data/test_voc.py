@@ -185,6 +185,15 @@ def test_of_several_years_one_has_to_be_given(tmp_path: Path) -> None:
     assert found(open_source(tmp_path / "kit" / "VOC2012").load("train")).keys() == expected("train").keys()
 
 
+def test_of_two_folders_of_a_split_none_is_picked(tmp_path: Path) -> None:
+    for split in ("train", "val", "valid"):
+        one_page(tmp_path / "data" / split, page())
+    source = open_source(tmp_path / "data")
+    assert source.splits == ("train",)
+    with pytest.raises(DataError, match=r"several files or folders for the split 'val': .*/val, .*/valid"):
+        source.load("val")
+
+
 def test_data_without_any_object_has_no_classes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no XML file names an object"):
         load(one_page(tmp_path, page().replace(GOOD, "")))

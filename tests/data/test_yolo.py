@@ -172,6 +172,35 @@ def test_a_split_whose_images_are_absent_is_refused_when_it_is_read(tmp_path: Pa
         source.load("test")
 
 
+def test_folders_without_a_description_are_no_choice_and_need_labels(tmp_path: Path) -> None:
+    put(tmp_path / "classes.txt", "a\n")
+    for split in ("train", "val", "valid", "test"):
+        put(tmp_path / split / "images" / "a.jpg", encoded("a.jpg", 64, 32))
+        if split != "test":
+            put(tmp_path / split / "labels" / "a.txt", "0 .5 .5 .5 .5")
+    source = open_source(tmp_path)
+    assert source.splits == ("train",)
+    with pytest.raises(DataError, match=r"several files or folders for the split 'val': .*/val, .*/valid"):
+        source.load("val")
+    with pytest.raises(DataError, match=r"test holds images of the split 'test', but there are no annotations"):
+        source.load("test")
+
+
+def test_a_path_that_is_not_there_is_told_with_what_was_tried(tmp_path: Path) -> None:
+    put(tmp_path / "data.yaml", "path: ../datasets/mine\ntrain: images/train\nnames: [a]\n")
+    wanted = r"'images/train' is not there.*Its 'path: .*/mine' is not there \(tried .*\.\./datasets/mine, .*/mine\)"
+    with pytest.raises(DataError, match=wanted):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["../datasets/mine", "C:\\data\\mine", "/nowhere/mine"])
+def test_a_path_that_was_moved_beside_its_description_is_found(path: str, tmp_path: Path) -> None:
+    put(tmp_path / "mine" / "images" / "train" / "a.jpg", encoded("a.jpg", 64, 32))
+    put(tmp_path / "mine" / "labels" / "train" / "a.txt", "0 .5 .5 .5 .5")
+    put(tmp_path / "mine.yaml", f"path: {path}\ntrain: images/train\nnames: [a]\n")
+    assert open_source(tmp_path).load("train").images.folder == tmp_path / "mine" / "images" / "train"
+
+
 def test_labels_without_names_of_classes_are_refused_with_what_to_write(tmp_path: Path) -> None:
     put_images(tmp_path / "images" / "train", "train")
     put_labels(tmp_path / "labels" / "train", "train")

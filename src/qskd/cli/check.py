@@ -8,9 +8,10 @@ from pathlib import Path
 from qskd.cli.parsing import show
 from qskd.data.formats.hub import BOX_FORMATS
 from qskd.data.sources import FORMATS
+from qskd.errors import DataError
 from qskd.files import place_for_file, write_whole
 from qskd.reporting.tables import number, text_table
-from qskd.runs.checking import Checked, check, lines, write_clean
+from qskd.runs.checking import Checked, check, clean_splits, lines, write_clean
 from qskd.runs.options import SourceOptions
 
 _CLASSES = 30  # shown on the console
@@ -26,9 +27,25 @@ def run(arguments: Sequence[str]) -> int:
     _show(found)
     if given.json is not None:
         write_whole(given.json, json.dumps(found.as_dict(), indent=2) + "\n")
-    if given.fix is not None:
-        show(f"clean copy: {write_clean(found, given.fix)}")
-    return 0 if found.is_good else 1
+    is_written = given.fix is None or _fix(found, given.fix)
+    return 0 if found.is_good and is_written else 1
+
+
+def _fix(found: Checked, folder: Path) -> bool:
+    """Write the clean copy, unless there is nothing to write."""
+    try:
+        splits = clean_splits(found)
+    except DataError as error:
+        show(f"no clean copy: {error}")
+        return False
+    write_clean(found, splits, folder)
+    show(f"clean copy: {folder}")
+    for split in splits:
+        show(f"  {split.line()}")
+    unread = [name for name in found.names if name not in {split.name for split in splits}]
+    if unread:
+        show(f"  not in it, since nothing of them could be used: {', '.join(unread)}")
+    return True
 
 
 def _parser() -> ArgumentParser:
@@ -55,6 +72,7 @@ def _show(found: Checked) -> None:
             f"{split.name}: {numbers.images} images ({numbers.empty_images} without objects), {numbers.boxes} boxes"
             + (f", {numbers.crowds} crowds" if numbers.crowds else "")
         )
+        show(f"  from {' with images in '.join(map(str, split.places))}")
         show(
             f"  objects an image: least {objects['least']:.0f}, median {objects['median']:g}, mean "
             f"{objects['mean']:.1f}, most {objects['most']:.0f}"

@@ -6,11 +6,11 @@
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,11 @@ class Mended:
     categories: dict[int, str] = field(default_factory=dict)
     annotations: list[dict[str, Any]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    unsure: set[int] = field(default_factory=set)  # ids of images with objects nobody knows: labels made no sense
+    listed: int = 0  # images that the content names
+    listed_boxes: int = 0
+    lost: set[int | str] = field(default_factory=set)  # ids of images that were left out
+    classes_lost: set[int] = field(default_factory=set)  # what boxes of such images are of
 
     def note(self, severity: Severity, kind: str, where: str, what: str = "") -> None:
         """Note one finding."""
@@ -52,6 +57,10 @@ class Mended:
         blob = partial(self.blobs, row[_POSITION]) if self.blobs is not None else None
         return ImageRecord(image, self.folder / row["file_name"], row["height"], row["width"], blob)
 
+    def count_boxes(self, image: int) -> int:
+        """How many annotations an image has."""
+        return sum(row["image_id"] == image for row in self.annotations)
+
     def drop_image(self, image: int) -> None:
         """Leave an image out, with its annotations."""
         del self.images[image]
@@ -59,10 +68,25 @@ class Mended:
 
     def as_coco(self) -> dict[str, Any]:
         """Content that ``DetectionIndex.of`` takes."""
+        return self._content(self.images)
+
+    def clean(self) -> dict[str, Any]:
+        """The same without the images some of whose objects are not known, or none of whose boxes is left.
+
+        They would teach that what is seen in them is background.
+        """
+        return self._content(self.images.keys() - self.unsure)
+
+    def _content(self, kept: Container[int]) -> dict[str, Any]:
         categories = [{"id": key, "name": name} for key, name in sorted(self.categories.items())]
         own = (_SCALE, _POSITION)
-        images = [{key: value for key, value in row.items() if key not in own} for row in self.images.values()]
-        rows = [{key: value for key, value in row.items() if key != WHERE} for row in self.annotations]
+        images = [
+            {key: value for key, value in row.items() if key not in own}
+            for image, row in self.images.items()
+            if image in kept
+        ]
+        boxes = [row for row in self.annotations if row["image_id"] in kept]
+        rows = [{key: value for key, value in row.items() if key != WHERE} for row in boxes]
         return {"images": images, "annotations": rows, "categories": categories}
 
 
@@ -72,6 +96,7 @@ def mend(
     split: str,
     content: Mapping[str, Any],
     blobs: Callable[[int], bytes] | None = None,
+    unread: Mapping[int, int] | None = None,
 ) -> Mended:
     """Check every category, image and annotation of COCO content.
 
@@ -81,12 +106,17 @@ def mend(
         split: name of the split, for messages.
         content: a COCO file's content, whatever it holds.
         blobs: the encoded image at a position, where images are no files.
+        unread: labels that the reader could make no sense of, by image id.
     """
     mended = Mended(origin, folder, split, blobs)
     categories = _rows(mended, content, "categories")
     same_name = _mend_categories(mended, categories)
-    same_image = _mend_images(mended, _rows(mended, content, "images"))
-    _mend_annotations(mended, _rows(mended, content, "annotations"), same_name, same_image)
+    images, annotations = (_rows(mended, content, key) for key in ("images", "annotations"))
+    mended.listed, mended.listed_boxes = len(images), len(annotations) + sum((unread or {}).values())
+    mended.unsure |= set(unread or ())
+    boxes = Counter(_key(row.get("image_id")) for row in annotations)
+    same_image = _mend_images(mended, images, boxes)
+    _mend_annotations(mended, annotations, same_name, same_image)
     _find_unused(mended, categories)
     return mended
 
@@ -107,6 +137,17 @@ def _whole(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value % 1:
         return None
     return int(value) if abs(value) < 2**62 else None
+
+
+def _key(value: Any) -> int | str | None:
+    """What an image may be called by: a whole number, or the text that stands where one should."""
+    return value if isinstance(value, str) else _whole(value)
+
+
+def _known(value: Any, ids: Mapping[int, int]) -> int | None:
+    """The id that a value stands for; None for what is no id."""
+    key = _whole(value)
+    return None if key is None else ids.get(key)
 
 
 def _mend_categories(mended: Mended, rows: Sequence[dict[str, Any]]) -> dict[int, int]:
@@ -132,8 +173,11 @@ def _mend_categories(mended: Mended, rows: Sequence[dict[str, Any]]) -> dict[int
 
 
 def _find_unused(mended: Mended, rows: Sequence[dict[str, Any]]) -> None:
-    """Categories without annotations, among them roots that exporters put above all others; these are left out."""
-    used = {row["category_id"] for row in mended.annotations}
+    """Categories without annotations, among them roots that exporters put above all others; these are left out.
+
+    Boxes of images that were left out count: such a class has objects, and only its images are gone.
+    """
+    used = {row["category_id"] for row in mended.annotations} | mended.classes_lost
     parents = [row.get("supercategory") for row in rows if _whole(row.get("id")) in used]
     own = {_whole(row.get("id")): row.get("supercategory") for row in reversed(rows)}
     for key, name in sorted(mended.categories.items()):
@@ -146,15 +190,21 @@ def _find_unused(mended: Mended, rows: Sequence[dict[str, Any]]) -> None:
             mended.note("note", "class without objects", str(mended.origin), f"'{name}'")
 
 
-def _mend_images(mended: Mended, rows: Sequence[dict[str, Any]]) -> dict[int, int]:
-    """Note the images; returns the id that each id stands for, since files may be listed twice."""
+def _mend_images(
+    mended: Mended, rows: Sequence[dict[str, Any]], boxes: Mapping[int | str | None, int]
+) -> dict[int, int]:
+    """Note the images; returns the id that each id stands for, since files may be listed twice.
+
+    ``boxes`` are the annotations of each id, which an image that is left out takes along.
+    """
     stands_for: dict[int, int] = {}
     by_file: dict[str, int] = {}
     for at, row in enumerate(rows):
         key, name = _whole(row.get("id")), _plain_name(mended.folder, row.get("file_name"))
         where = f"image {name}" if isinstance(name, str) and name else f"images[{at}]"
         if key is None or not isinstance(name, str) or not name:
-            mended.note("error", "image without id or file name", where, f"{row!r:.80}")
+            told = f"id {row.get('id')!r:.40} (a whole number is expected), file name {row.get('file_name')!r:.80}"
+            mended.note("error", "image without id or file name", where, told)
         elif key in stands_for:
             mended.note("error", "image id repeated", where, f"id {key}")
         elif name in by_file:
@@ -163,7 +213,23 @@ def _mend_images(mended: Mended, rows: Sequence[dict[str, Any]]) -> dict[int, in
         elif entry := _image(mended, where, name, row):
             mended.images[key] = {"id": key, _POSITION: at} | entry
             stands_for[key] = by_file[name] = key
+        given = _key(row.get("id"))
+        if given is not None and given not in stands_for:
+            _lose(mended, given, boxes.get(given, 0))
     return stands_for
+
+
+def _lose(mended: Mended, image: int | str, boxes: int) -> None:
+    """Note that an image was left out, and say in the finding about it how many boxes went with it."""
+    mended.lost.add(image)
+    if boxes:
+        last = mended.findings[-1]
+        mended.findings[-1] = replace(last, what="; ".join(filter(None, (last.what.rstrip("."), with_boxes(boxes)))))
+
+
+def with_boxes(count: int) -> str:
+    """What to say of an image that is left out with its boxes."""
+    return f"left out with its {count} box{'es' if count != 1 else ''}"
 
 
 def _plain_name(folder: Path, name: Any) -> Any:
@@ -230,30 +296,49 @@ def _mend_annotations(
     if without:
         mended.note("error", "annotations without id", str(mended.origin), f"{without}")
     by_image: dict[int, list[dict[str, Any]]] = {}
+    annotated: set[int] = set()
     for at, row in enumerate(rows):
+        if _is_lost(mended, row, same_image):  # told where its image was
+            if (category := _known(row.get("category_id"), same_name)) is not None:
+                mended.classes_lost.add(category)
+            continue
         where = str(row.get(WHERE) or (f"annotation id {row['id']}" if "id" in row else f"annotations[{at}]"))
         entry = _annotation(mended, where, row, same_name, same_image)
+        if (image := _known(row.get("image_id"), same_image)) is not None:
+            annotated.add(image)
         if entry is not None:
             by_image.setdefault(entry["image_id"], []).append(entry | {WHERE: where})
+    mended.unsure |= annotated - by_image.keys()  # of all its boxes none is left
     for image in mended.images:
         for entry in _without_duplicates(mended, by_image.get(image, [])):
             mended.annotations.append(entry | {"id": len(mended.annotations) + 1})
+
+
+def _is_lost(mended: Mended, row: Mapping[str, Any], same_image: Mapping[int, int]) -> bool:
+    """Whether an annotation is of an image that was left out."""
+    given = row.get("image_id")
+    return _known(given, same_image) is None and _key(given) in mended.lost
 
 
 def _annotation(
     mended: Mended, where: str, row: Mapping[str, Any], same_name: Mapping[int, int], same_image: Mapping[int, int]
 ) -> dict[str, Any] | None:
     """One annotation with its box inside its image, or None where it is of no use."""
-    image = same_image.get(_whole(row.get("image_id")) or 0) if _whole(row.get("image_id")) is not None else None
+    image = _known(row.get("image_id"), same_image)
     if image is None:
         mended.note("error", "annotation of an unknown image", where, f"image_id {row.get('image_id')!r:.40}")
         return None
-    key = _whole(row.get("category_id"))
-    category = same_name.get(key) if key is not None else None
+    category = _known(row.get("category_id"), same_name)
     if category is None:
         mended.note("error", "annotation of an unknown category", where, f"category_id {row.get('category_id')!r:.40}")
+        mended.unsure.add(image)
         return None
     given = row.get("bbox")
+    if not _is_box(given):
+        name = f"{where} in {mended.images[image]['file_name']}"
+        mended.note("error", "box that is not four numbers", name, f"{given!r:.80}")
+        mended.unsure.add(image)
+        return None
     box = _box(mended, where, given, mended.images[image])
     if box is None:
         return None
@@ -272,13 +357,15 @@ def _area(area: Any, given: Any, box: Sequence[float], scale: tuple[float, float
     return float(area) * scale[0] * scale[1] if is_number and not is_cut else box[2] * box[3]
 
 
-def _box(mended: Mended, where: str, box: Any, image: Mapping[str, Any]) -> list[float] | None:
+def _is_box(box: Any) -> TypeGuard[list[float]]:
+    """Whether something is four numbers of a size that pixels may have."""
+    numbers = isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)
+    return numbers and all(abs(value) < _HUGE for value in box)
+
+
+def _box(mended: Mended, where: str, box: list[float], image: Mapping[str, Any]) -> list[float] | None:
     """Left, top, width, height inside the image, or None."""
     name = f"{where} in {image['file_name']}"
-    numbers = isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)
-    if not numbers or not all(abs(value) < _HUGE for value in box):
-        mended.note("error", "box that is not four numbers", name, f"{box!r:.80}")
-        return None
     if min(box[2:]) < SMALLEST_SIDE:
         mended.note("warning", "degenerate box", name, f"{box}")
         return None

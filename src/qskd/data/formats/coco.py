@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,10 +13,13 @@ from qskd.data.formats.layout import (
     SPELLINGS,
     RawSplit,
     canonical,
+    holds_images,
     in_order,
     missing_split,
+    several_files,
     split_folders,
     subfolders,
+    without_annotations,
 )
 from qskd.data.index import DetectionIndex
 from qskd.errors import DataError
@@ -26,7 +29,9 @@ _HEAD = 1 << 16  # bytes; the first key stands there
 _KEYS = re.compile(rb'"(?:images|annotations)"\s*:\s*\[')
 _FIRST_KEYS = re.compile(rb'"(?:categories|licenses)"\s*:\s*\[|"info"\s*:\s*\{')  # alone, other programs' notes
 _OTHERS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # Hugging Face's
+_OTHER_KINDS = ("captions_", "image_info_", "panoptic_", "person_keypoints_", "stuff_")  # COCO's own, without objects
 _TRIED = 20  # images looked for in a folder that might be the one
+_MOST_FILES = 10  # of one split; more than that are one an image, of another program
 
 
 def load_coco(
@@ -59,6 +64,7 @@ class CocoSource:
     format: ClassVar[str] = "coco"
     folder: Path
     files: Mapping[str, Path]  # annotation file of each split
+    absent: Mapping[str, str] = field(default_factory=dict)  # what to say of splits that cannot be read
 
     @classmethod
     def find(cls, path: Path) -> "CocoSource | None":
@@ -67,15 +73,23 @@ class CocoSource:
         Annotation files are ``annotations/instances_<split>.json`` (also with 2017 behind),
         ``annotations/<split>.json``, ``<split>.json``, a name with the split's in it, as ``coco_train.json``, or
         ``<split>/`` with one JSON file in it; or else a single file for data without splits.
+
+        Raises:
+            DataError: every split has several annotation files, and nothing says which one is meant.
         """
         if not path.is_dir():
             return None
-        files = {canonical(name): file for name, file in _annotation_files(path)}
+        claims = _claims(path)
+        files = {split: found[0] for split, found in claims.items() if len(found) == 1}
+        absent = {split: several_files(path, split, found) for split, found in claims.items() if len(found) > 1}
+        if absent and not files:
+            raise DataError(absent[in_order(tuple(absent))[0]])
         if list(files) == ["default"]:  # CVAT's name for data without splits
-            files = {"train": files["default"]}
-        if not files and (lone := _lone_file(path)):
-            files = {"train": lone}
-        return cls(path, files) if files else None
+            return cls(path, {"train": files["default"]}, absent)
+        if files:
+            return cls(path, files, _unannotated(path, claims) | absent)
+        lone = _lone_file(path)
+        return cls(path, {"train": lone}) if lone else None
 
     @property
     def origin(self) -> str:
@@ -93,6 +107,8 @@ class CocoSource:
 
     def raw(self, split: str, errors: list[DataError] | None = None) -> RawSplit:
         """See ``Source.raw``: nothing is looked at yet."""
+        if split in self.absent:
+            raise DataError(self.absent[split])
         if split not in self.files:
             raise missing_split(self, split)
         file = self.files[split]
@@ -100,21 +116,40 @@ class CocoSource:
         return RawSplit(file, image_folder(self.folder, file, split, content), content, Problems())
 
 
-def _annotation_files(path: Path) -> Iterator[tuple[str, Path]]:
-    """Splits with their files; of two files of one split, the more usual one comes last."""
-    for folder in subfolders(path):
-        if canonical(folder.name) in SPELLINGS and (file := _lone_file(folder)):
-            yield folder.name, file
+def _claims(path: Path) -> dict[str, list[Path]]:
+    """The annotation files of every split: of more and less usual names those with the most usual ones."""
+    claims: dict[str, list[Path]] = {}
+    for step in _annotation_files(path):
+        found: dict[str, list[Path]] = {}
+        for split, file in step:
+            found.setdefault(canonical(split), []).append(file)
+        claims |= found
+    return claims
+
+
+def _annotation_files(path: Path) -> Iterator[list[tuple[str, Path]]]:
+    """Splits with their files, all of one kind of name at a time, the most usual kind last."""
     files = [file for folder in (path, path / "annotations") for file in sorted(folder.glob("*.json"))]
-    for file in files:
-        if (split := _split_in(file.stem)) and _is_coco(file):
-            yield split, file
-    for file in files:
-        if canonical(file.stem) in SPELLINGS and _is_coco(file):
-            yield file.stem, file
-    for file in sorted((path / "annotations").glob("instances_*.json"), reverse=True):
-        name = file.stem.removeprefix("instances_")
-        yield name.removesuffix("2017"), file
+    named = [(split, file) for file in files if (split := _split_in(file.stem)) and _is_coco(file)]
+    yield [(split, file) for split, file in named if file.name.startswith(_OTHER_KINDS)]
+    folders = [folder for folder in subfolders(path) if canonical(folder.name) in SPELLINGS]
+    yield [(folder.name, file) for folder in folders for file in _files_of_split(folder)]
+    yield [(split, file) for split, file in named if not file.name.startswith(_OTHER_KINDS)]
+    yield [(split, file) for split, file in named if canonical(file.stem) in SPELLINGS]
+    usual = sorted((path / "annotations").glob("instances_*.json"))
+    yield [(file.stem.removeprefix("instances_").removesuffix("2017"), file) for file in usual]
+
+
+def _unannotated(path: Path, claims: Mapping[str, Sequence[Path]]) -> dict[str, str]:
+    """What to say of folders of images that are named like splits, but that no annotation file is about."""
+    folders = split_folders(path / "images") | split_folders(path)
+    return {
+        split: without_annotations(
+            folder, split, f"{path / 'annotations' / f'instances_{split}.json'} or {folder / _LONE_NAMES[0]}"
+        )
+        for split, folder in folders.items()
+        if split not in claims and holds_images(folder)
+    }
 
 
 def _split_in(stem: str) -> str | None:
@@ -125,10 +160,22 @@ def _split_in(stem: str) -> str | None:
 
 def _lone_file(folder: Path) -> Path | None:
     """The one COCO file of a folder, or of its annotations/."""
+    found = _coco_files(folder)
+    return found[0] if len(found) == 1 else None
+
+
+def _files_of_split(folder: Path) -> list[Path]:
+    """The COCO files of a folder that is named like a split; none where there is one an image."""
+    found = _coco_files(folder)
+    return found if len(found) <= _MOST_FILES else []
+
+
+def _coco_files(folder: Path) -> list[Path]:
+    """The COCO files of a folder, or of its annotations/; where one has a usual name, that one alone."""
     usual = [folder / name for name in _LONE_NAMES]
     others = [file for place in (folder, folder / "annotations") for file in sorted(place.glob("*.json"))]
     found = [file for file in dict.fromkeys([*usual, *others]) if file.is_file() and _is_coco(file)]
-    return found[0] if found and (len(found) == 1 or found[0] in usual) else None
+    return found[:1] if found and found[0] in usual else found
 
 
 def _is_coco(file: Path) -> bool:
@@ -155,7 +202,8 @@ def image_folder(folder: Path, file: Path, split: str, content: Mapping[str, Any
     places = [folder / "images" / split, folder / "images" / f"{split}2017", folder / split, folder / f"{split}2017"]
     places = [*dict.fromkeys([*places[:2], *own[:1], *places[2:], *own[1:]])]
     places += [file.parent / "images", file.parent / "data", folder / "images", folder / "data"]
-    places += [folder / "images" / "default", folder / "JPEGImages", file.parent, folder]
+    places += [folder / "images" / "default", folder / "JPEGImages"]
+    places += [place / "images" for place in (folder / split, *own)] + [file.parent, folder]
     existing = [place for place in dict.fromkeys(places) if place.is_dir()]
     if existing:
         rows = content.get("images")

@@ -1,9 +1,9 @@
 """How folders of detection data are laid out: names of splits, suffixes of images, files beside each other."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -59,6 +59,8 @@ class RawSplit:
     content: dict[str, Any]
     problems: Problems
     blobs: Callable[[int], bytes] | None = None  # the encoded image at a position, where images are no files
+    unread: Mapping[int, int] = field(default_factory=dict)  # labels that could not be read, by id of their image
+    orphans: Sequence[Path] = ()  # label files whose image is not there
 
     def index(self, class_names: Sequence[str] | None, strict: bool) -> DetectionIndex:
         """The same, checked; see ``DetectionIndex.of``."""
@@ -110,6 +112,33 @@ def missing_split(source: Source, split: str) -> DataError:
         else "Name the one to learn from with --train_split, or give a folder with training data."
     )
     return DataError(f"{source.origin} has no split '{split}' (found: {found}; read as {source.format}). {advice}")
+
+
+def several_files(origin: Path, split: str, found: Sequence[Path]) -> str:
+    """What to say of a split that several files or folders claim to be."""
+    return (
+        f"{origin} has several files or folders for the split '{split}': {', '.join(map(str, found))}. Leave one of "
+        f"them there, or name the one you mean with {_by_name(split)}."
+    )
+
+
+def without_annotations(folder: Path, split: str, expected: str) -> str:
+    """What to say of a folder named like a split whose images nothing is said about."""
+    return (
+        f"{folder} holds images of the split '{split}', but there are no annotations of them; expected {expected}. Add "
+        f"what is missing, or name it with {_by_name(split)}."
+    )
+
+
+def _by_name(split: str) -> str:
+    key = "train" if split == "train" else "val"
+    return f"--{key}_annotations FILE --{key}_images DIR"
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether images lie in a folder, or in its images/."""
+    places = [place for place in (folder, folder / "images") if os.path.isdir(place)]
+    return any(is_image(file) for place in places for file in place.iterdir())
 
 
 def is_image(path: Path) -> bool:
@@ -203,6 +232,7 @@ class Content:
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
         self.problems = Problems()
+        self.unread: dict[int, int] = {}  # labels that could not be read, by id of their image
 
     def add_image(self, file_name: str, height: int, width: int) -> int:
         """Note an image; returns its id, counted from 1."""

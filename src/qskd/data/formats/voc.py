@@ -20,12 +20,15 @@ from qskd.data.formats.layout import (
     RawSplit,
     canonical,
     first_folder,
+    holds_images,
     in_order,
     is_image,
     missing_split,
     read_text,
+    several_files,
     subfolders,
     tolerated,
+    without_annotations,
 )
 from qskd.data.images import upright_size
 from qskd.data.index import DetectionIndex
@@ -67,6 +70,7 @@ class VocSource:
     folder: Path
     parts: Mapping[str, tuple[tuple[Path, Path], ...]]  # of each split: XML files with the folder of their image
     has_sets: bool = False
+    absent: Mapping[str, str] = field(default_factory=dict)  # what to say of splits that cannot be read
     _pages: dict[Path, _Page] = field(default_factory=dict)
     _listings: dict[Path, dict[str, Path]] = field(default_factory=dict)  # of each image folder, by stem
 
@@ -75,20 +79,22 @@ class VocSource:
         """The VOC data in a folder: Annotations/ with JPEGImages/ (and ImageSets/), or XML files beside images.
 
         Raises:
-            DataError: several years of VOC lie in the folder.
+            DataError: several years of VOC lie in the folder, or every split lies there several times.
         """
         if not path.is_dir():
             return None
         if folder := _devkit(path):
             sets = _sets_of(folder)
             return cls(folder, _parts_of_devkit(folder, sets), bool(sets))
-        parts: dict[str, tuple[tuple[Path, Path], ...]] = {}
-        for folder in subfolders(path):
-            if files := _beside(folder):
-                parts[canonical(folder.name)] = files
-        if not parts and (files := _beside(path)):
-            parts["train"] = files
-        return cls(path, parts) if parts else None
+        if parts := {folder: files for folder in subfolders(path) if (files := _beside(folder))}:
+            absent = _absent(path, list(parts))
+            by_split = {canonical(folder.name): files for folder, files in parts.items()}
+            kept = {split: files for split, files in by_split.items() if split not in absent}
+            if not kept:
+                raise DataError(next(iter(absent.values())))
+            return cls(path, kept, absent=absent)
+        files = _beside(path)
+        return cls(path, {"train": files}) if files else None
 
     @property
     def origin(self) -> str:
@@ -106,6 +112,8 @@ class VocSource:
 
     def raw(self, split: str, errors: list[DataError] | None = None) -> RawSplit:
         """See ``Source.raw``. Classes are those of all splits, by name."""
+        if split in self.absent:
+            raise DataError(self.absent[split])
         if split not in self.parts:
             raise missing_split(self, split)
         pages = list(self._pages_of(split, errors))
@@ -234,6 +242,19 @@ def _beside(folder: Path) -> tuple[tuple[Path, Path], ...]:
         return tuple((file, folder) for file in files)
     annotations, images = _annotations(folder), first_folder([folder / name for name in _IMAGES])
     return tuple((file, images) for file in sorted(annotations.glob("*.xml"))) if annotations and images else ()
+
+
+def _absent(path: Path, read: Sequence[Path]) -> dict[str, str]:
+    """What to say of folders named like splits: of those without XML files, and of several for one split."""
+    absent: dict[str, str] = {}
+    for split in SPELLINGS:
+        folders = [folder for folder in subfolders(path) if canonical(folder.name) == split]
+        annotated = [folder for folder in folders if folder in read]
+        if len(annotated) > 1:
+            absent[split] = several_files(path, split, annotated)
+        elif not annotated and (bare := [folder for folder in folders if holds_images(folder)]):
+            absent[split] = without_annotations(bare[0], split, "an XML file beside each of them")
+    return absent
 
 
 def _common(images: Sequence[Path]) -> Path:

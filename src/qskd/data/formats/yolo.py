@@ -17,16 +17,19 @@ from qskd.data.formats.layout import (
     Content,
     RawSplit,
     canonical,
+    holds_images,
     images_below,
     in_order,
     is_image,
     locate,
     missing_split,
     read_text,
+    several_files,
     spellings,
     split_folders,
     subfolders,
     tolerated,
+    without_annotations,
 )
 from qskd.data.formats.yolo_description import (
     DESCRIPTIONS,
@@ -77,7 +80,7 @@ class YoloSource:
     @classmethod
     def _from_yaml(cls, file: Path) -> "YoloSource":
         settings = read_description(file)
-        base = base_of(file, settings.get("path"))
+        base, hint = base_of(file, settings.get("path"))
         wanted = {canonical(key): value for key, value in settings.items() if canonical(key) in SPLITS and value}
         if not wanted:
             raise DataError(f"{file}: names no images under train, val or test.")
@@ -85,7 +88,7 @@ class YoloSource:
         absent: dict[str, str] = {}
         for split, value in wanted.items():  # descriptions of whole data sets come with some of their splits
             try:
-                parts[split] = tuple(located(file, base, value))
+                parts[split] = tuple(located(file, base, value, hint))
             except DataError as error:
                 absent[split] = str(error)
         if not parts:
@@ -109,7 +112,11 @@ class YoloSource:
                 f"{path} holds YOLO labels, but nothing says what the classes are called. Write a data.yaml with "
                 "train, val and names, or a classes.txt with one name a line."
             )
-        return cls(named, class_lines(named), parts, path)
+        absent = _absent(path, parts)
+        kept = {split: part for split, part in parts.items() if split not in absent}
+        if not kept:
+            raise DataError(next(iter(absent.values())))
+        return cls(named, class_lines(named), kept, path, absent)
 
     @property
     def origin(self) -> str:
@@ -152,18 +159,41 @@ class YoloSource:
                 f"{_expected(images[0])} and the like."
             )
         content.problems.add("images without a label file, taken for empty", without)
-        return RawSplit(self.file, folder, content.as_coco(), content.problems)
+        orphans = self._orphans(images)
+        if errors is None:
+            content.problems.add("label files without an image, left out", [file.name for file in orphans])
+        return RawSplit(self.file, folder, content.as_coco(), content.problems, unread=content.unread, orphans=orphans)
 
     def _add_boxes(
         self, content: Content, image: int, size: tuple[int, int], labels: Path, errors: list[DataError] | None
     ) -> None:
         height, width = size
+        before = len(errors or ())
         with tolerated(errors):
             for line, found in _rows(labels):
                 with tolerated(errors):
                     label, (left, top, box_width, box_height) = self._box(labels, line, found)
                     box = (left * width, top * height, box_width * width, box_height * height)
                     content.add_box(image, label, box, f"{labels.name}, line {line}")
+        if bad := len(errors or ()) - before:
+            content.unread[image] = bad
+
+    def _orphans(self, images: Sequence[Path]) -> list[Path]:
+        """Label files in the folders of a split's labels that no image in the folders of images has.
+
+        A folder of labels may serve several folders of images, so those of the other splits count as well.
+        """
+        own = {image.parent for image in images}
+        parts = [Path(os.path.abspath(part)) for parts in self.parts.values() for part in parts if part.is_dir()]
+        known: dict[Path, set[str]] = {}  # stems of images, by folder of labels
+        for folder in {*own, *(Path(top) for part in parts for top, _, _ in os.walk(part))}:
+            stems = {file.stem for file in folder.iterdir() if is_image(file)}
+            for place in _label_folders(folder):
+                known.setdefault(place, set()).update(stems)
+        places = sorted({place for folder in own for place in _label_folders(folder) if place.is_dir()})
+        texts = [file for place in places for file in sorted(place.glob("*.txt"))]
+        lost = [file for file in texts if file.stem not in known[file.parent] and file.name not in NAME_FILES]
+        return [file for file in lost if _starts_with_number(file)]
 
     def _images(self, part: Path) -> list[Path]:
         """The images of a folder, or of a text file with one name a line."""
@@ -245,6 +275,11 @@ def _candidates(image: Path) -> list[Path]:
     return [*mirrored, beside, image.parent.parent / "labels" / beside.name]
 
 
+def _label_folders(images: Path) -> list[Path]:
+    """Where the label files of the images in a folder may be."""
+    return [path.parent for path in _candidates(images / "a.jpg")]
+
+
 def _expected(image: Path) -> str:
     return str(_candidates(image)[0])
 
@@ -270,6 +305,21 @@ def _parts_of(path: Path) -> dict[str, tuple[Path, ...]]:
     places = ((path / "images", path / "labels"), (path, path / "labels"))
     whole = next((images for images, labels in places if _has_labels(images, labels)), None)
     return {"train": (whole,)} if whole else {}
+
+
+def _absent(path: Path, parts: Mapping[str, tuple[Path, ...]]) -> dict[str, str]:
+    """What to say of folders named like splits: of several for one split, and of those without labels."""
+    absent: dict[str, str] = {}
+    for split in SPLITS:
+        for place in (path / "images", path):
+            folders = [one for one in subfolders(place) if canonical(one.name) == split and holds_images(one)]
+            if len(folders) > 1:
+                absent.setdefault(split, several_files(place, split, folders))
+            elif folders and split not in parts:
+                absent.setdefault(
+                    split, without_annotations(folders[0], split, "a text file of boxes for each of them")
+                )
+    return absent
 
 
 def _has_labels(images: Path, labels: Path) -> bool:

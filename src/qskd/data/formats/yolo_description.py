@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -69,23 +69,31 @@ def read_description(file: Path) -> dict[str, Any]:
     return {key: "" if value in ("~", "null") else value for key, value in settings.items() if isinstance(key, str)}
 
 
-def base_of(file: Path, given: Any) -> Path:
-    """The folder that names are relative to; a ``path`` from another machine is not believed."""
-    if isinstance(given, str) and given:
-        places = [file.parent / given, Path(os.path.expanduser(given))]
-        return next((place for place in places if os.path.isdir(place)), file.parent)
-    return file.parent
+def base_of(file: Path, given: Any) -> tuple[Path, str]:
+    """The folder that names are relative to, and what to say if images are not there either.
+
+    A ``path`` from another machine is not believed, but a folder of that name beside the description is: it may have
+    been moved together with it.
+    """
+    if not isinstance(given, str) or not given:
+        return file.parent, ""
+    beside = [file.parent / name for name in (PurePosixPath(given.replace("\\", "/")).name,) if name not in ("", "..")]
+    places = dict.fromkeys([file.parent / given, Path(os.path.expanduser(given)), *beside])
+    found = next((place for place in places if os.path.isdir(place)), None)
+    tried = ", ".join(str(place)[:240] for place in places)
+    told = f" Its 'path: {given[:120]}' is not there (tried {tried}); correct it."
+    return (file.parent, told) if found is None else (found, "")
 
 
-def located(file: Path, base: Path, value: Any) -> Iterator[Path]:
-    """Where the images of one key are."""
+def located(file: Path, base: Path, value: Any, hint: str = "") -> Iterator[Path]:
+    """Where the images of one key are; ``hint`` is added to what is said if they are not there."""
     for name in value if isinstance(value, list) else [value]:
         if not isinstance(name, str) or not name:
             raise DataError(f"{file}: names images as {name!r:.80}; expected a folder or a text file.")
         where = locate(name, (base, file.parent))
         if where is None:
             looked = " and ".join(dict.fromkeys((str(base), str(file.parent))))
-            raise DataError(f"{file}: '{name[:120]}' is not there; looked for it from {looked}.")
+            raise DataError(f"{file}: '{name[:120]}' is not there; looked for it from {looked}.{hint}")
         is_list = os.path.isfile(where) and (is_image(where) or where.suffix.lower() == ".txt")
         if not is_list and (not os.path.isdir(where) or where.resolve().parent == where.resolve()):
             raise DataError(f"{file}: '{name[:120]}' is neither a folder of images nor a .txt file with their names.")
