@@ -69,7 +69,7 @@ def _hashes_of_good(data: SourceOptions, source: Source, split: str) -> dict[str
         return {}
     errors = [one for one in found.mended.findings if one.severity == "error"]
     if errors:
-        told = "\n".join(lines(Checked(source.origin, source.format, findings=errors)))
+        told = "\n".join(lines(Checked(source.origin, source.format, source.splits, findings=errors)))
         told = told.replace("(--json has", "(`qskd check --json` has")
         raise DataError(
             f"{source.origin}: the split '{split}' has errors, and what is divided would have them too:\n{told}\n"
