@@ -131,7 +131,7 @@ def test_a_configuration_alone_has_no_size_of_its_own(tiny_folders):
         (10, None, "Try 32."),
         (64, 128, "--max_image_size keeps the aspect ratio and pads, but rt_detr reads no padding mask"),
         (None, 128, "--max_image_size is the longest edge; give the shortest with --image_size"),
-        (0, None, "expected either square"),
+        (0, None, "expected square"),
     ],
 )
 def test_a_size_that_a_model_cannot_take_is_refused(tiny_folders, size, longest, told):

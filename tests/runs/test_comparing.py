@@ -184,7 +184,7 @@ def test_bad_options_are_refused(tmp_path):
     run = write_run(tmp_path / "a")
     with pytest.raises(ConfigError, match="--images is -1"):
         compare([run], tmp_path / "out", images=-1)
-    with pytest.raises(ConfigError, match="is a file"):
+    with pytest.raises(ConfigError, match="cannot be made"):
         compare([run], run / "summary.json")
     with pytest.raises(ConfigError, match="No runs"):
         compare([], tmp_path / "out")

@@ -149,7 +149,7 @@ def change(key, position, **fields):
 
 
 BAD_ANNOTATIONS = [
-    (lambda path: path.unlink(), "has no split 'train'"),
+    (lambda path: path.unlink(), "holds images of the split 'train', but there are no annotations of them"),
     (truncate, "not valid JSON at line 1, .* Is the file truncated"),
     (lambda path: path.write_text("[]"), "holds a list"),
     (change("images", 3, file_name="gone.jpg"), "1 of 16 image files are not in .*: gone.jpg"),

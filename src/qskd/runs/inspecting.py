@@ -83,9 +83,9 @@ def inspect(options: InspectOptions, pair: PairOptions, data: SourceOptions, met
     options.check()
     settings = method.settings()
     source = _source(options, data)
-    make_folder(Path(options.output_dir), "--output_dir")
     sitters = _Sitters.open(pair, source)
     sizes = sitters.sizes(data, pair)
+    make_folder(Path(options.output_dir), "--output_dir")
     images: InspectedImages
     if isinstance(source, DetectionIndex):
         images = LabelledImages.of(source, *sizes)
