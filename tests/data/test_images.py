@@ -177,6 +177,10 @@ def test_a_float_image_is_refused_because_its_range_is_unknown(tmp_path: Path) -
     Image.fromarray(ramp().astype(np.float32)).save(tmp_path / "a.tiff")
     with pytest.raises(DataError, match="8 or 16 bits"):
         read_pixels(tmp_path / "a.tiff", height=24, width=32)
+    with pytest.raises(DataError, match="8 or 16 bits"):  # before any training
+        check_image(ImageRecord(1, tmp_path / "a.tiff", height=24, width=32))
+    with pytest.raises(DataError, match="8 or 16 bits"):
+        upright_size(tmp_path / "a.tiff")
 
 
 @pytest.mark.parametrize(

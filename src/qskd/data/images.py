@@ -150,6 +150,7 @@ def upright_size_of(name: str, blob: bytes, said: tuple[int, int] | None = None)
 
 def _upright_size(path: Path, blob: Callable[[], bytes] | None = None) -> tuple[int, int]:
     with opened(path, blob) as image:
+        _refuse_floats(path, image)
         stored = _stored_size(image)
         width, height = stored[::-1] if _is_turned(image) else stored
         return height, width
@@ -163,6 +164,7 @@ def check_image(record: ImageRecord) -> None:
     """
     blob = record.blob() if record.blob is not None else None
     with opened(record.path, None if blob is None else lambda: blob) as image:
+        _refuse_floats(record.path, image)
         _check_size(record.path, image, record.height, record.width)
         mark = _ENDS.get(str(image.format))
         if mark is not None and mark not in (_tail(record.path) if blob is None else blob[-_TAIL:]):
@@ -237,6 +239,12 @@ def _shrink(image: Image.Image, at_least: tuple[int, int]) -> None:
         image.draft(image.mode, at_least[::-1])
 
 
+def _refuse_floats(path: Path, image: Image.Image) -> None:
+    """Raises DataError for an image of floats; its header tells."""
+    if image.mode == "F":
+        raise DataError(f"{path}: a float image has no defined range; store it with 8 or 16 bits a channel.")
+
+
 def as_rgb(path: Path, image: Image.Image) -> Image.Image:
     """An image of any mode as RGB; ``path`` is for messages.
 
@@ -248,8 +256,7 @@ def as_rgb(path: Path, image: Image.Image) -> Image.Image:
     if image.mode in DEEP_MODES:
         grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise DataError(f"{path}: a float image has no defined range; store it with 8 or 16 bits a channel.")
+    _refuse_floats(path, image)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a palette's transparency is left out on purpose
         return image.convert("RGB")
