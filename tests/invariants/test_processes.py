@@ -275,7 +275,7 @@ def assert_same_weights(one: Path, other: Path, step: int) -> None:
         )
         for key in wanted:
             # An update is of the size 1e-2; where a ReLU lies on its corner, gradients differ by more than rounding.
-            torch.testing.assert_close(weights[key], wanted[key], rtol=1e-4, atol=2e-4, msg=f"{name}: {key}")
+            torch.testing.assert_close(weights[key], wanted[key], rtol=1e-4, atol=5e-4, msg=f"{name}: {key}")
 
 
 @pytest.mark.parametrize(("job", "images"), [("deformable-lonely", 2), ("lw_detr-lonely", 2), ("rt_detr-still", 8)])
