@@ -131,9 +131,10 @@ def test_one_step_of_a_pair(teacher: str, student: str) -> None:
     assert all(part > 0 for part in distilled)
     if "agfd" in parts:
         lesson = pair.teaching.lesson
-        other = replace(lesson, view=replace(lesson.view, memory=tuple(level.flip(-1) for level in lesson.view.memory)))
+        blank = tuple(torch.zeros_like(level) for level in lesson.view.memory)
+        other = replace(lesson, view=replace(lesson.view, memory=blank))
         unlike = replace(pair, teaching=replace(pair.teaching, lesson=other)).step()
-        assert unlike["agfd"].item() != pytest.approx(parts["agfd"].item(), rel=1e-5)
+        assert unlike["agfd"].item() != pytest.approx(parts["agfd"].item(), rel=1e-4)
     assert 0 < gradient_of(parts["loss"], learning.model) < float("inf")
     assert 0 < gradient_of(pair.distil_alone(), learning.model) < float("inf")
     assert weights_fingerprint(teaching.model) == before

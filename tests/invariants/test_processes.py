@@ -63,7 +63,7 @@ import os
 read = DistillationTrainer.get_batch_samples
 def broken(self, *given):
     if os.environ["RANK"] == "1" and self.state.global_step == 1:
-        print("failed at", time.time(), flush=True)
+        os.write(1, f"failed at {time.time()}\\n".encode())  # whole, though two processes write
         raise DataError("a.jpg cannot be read")
     return read(self, *given)
 DistillationTrainer.get_batch_samples = broken
@@ -85,9 +85,11 @@ def told(asked, batches):
 trainer.until = told
 status = main(sys.argv[1:])
 threads = [open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")]
-print("status", status, "threads", [name for name in threads if "gloo" in name], flush=True)
+sys.stdout.flush()
+os.write(1, f"status {status} threads {[name for name in threads if 'gloo' in name]}\\n".encode())  # whole
 sys.exit(status)
 """
+CALM = 5e-3  # over four steps: at 1e-2 the loss rises, and rounding grows from 1e-7 to 6e-4
 TEACHER = Path(qskd.__file__).parent / "assets" / "demo_teacher"
 
 
@@ -145,7 +147,9 @@ def still_teacher(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def one(scenes, tiny_folders, tmp_path_factory) -> Path:
     """A run of one process that takes 8 of 16 images a step: step 3 lies amid the second epoch."""
-    options = step_options(tiny_folders, "detr", max_steps=4, save_steps=3, per_device_train_batch_size=8)
+    options = step_options(
+        tiny_folders, "detr", max_steps=4, save_steps=3, learning_rate=CALM, per_device_train_batch_size=8
+    )
     return qskd.distill(**tiny_run(tmp_path_factory.mktemp("one") / "run", scenes, **options)).folder
 
 
@@ -190,7 +194,7 @@ def jobs(
 
     options = step_options(tiny_folders, "deformable")
     made = {"deformable-lonely": ("distill", job("deformable-lonely", lonely, 1, **options))}
-    options = step_options(tiny_folders, "detr", max_steps=4, save_steps=3)
+    options = step_options(tiny_folders, "detr", max_steps=4, save_steps=3, learning_rate=CALM)
     cached = {"cache_images": "disk", "cache_dir": str(folder / "cache"), "gradient_accumulation_steps": 2}
     made["detr-accumulated"] = ("distill", job("detr-accumulated", scenes, 2, **options, **cached))
     resumed = {"resume_from_checkpoint": str(one / "checkpoints" / "checkpoint-3")}
@@ -275,7 +279,7 @@ def assert_same_weights(one: Path, other: Path, step: int) -> None:
         )
         for key in wanted:
             # An update is of the size 1e-2; where a ReLU lies on its corner, gradients differ by more than rounding.
-            torch.testing.assert_close(weights[key], wanted[key], rtol=1e-4, atol=5e-4, msg=f"{name}: {key}")
+            torch.testing.assert_close(weights[key], wanted[key], rtol=1e-4, atol=2e-4, msg=f"{name}: {key}")
 
 
 @pytest.mark.parametrize(("job", "images"), [("deformable-lonely", 2), ("lw_detr-lonely", 2), ("rt_detr-still", 8)])
@@ -297,8 +301,7 @@ def test_two_processes_take_the_same_steps_as_one(jobs, two, tmp_path, monkeypat
 
 
 def test_two_processes_with_two_micro_batches_of_two_take_the_same_steps_as_one(one, two):
-    # 1e-7 in the first two steps; by the fourth, rounding has grown to 6e-4 in the class divergence.
-    assert_same_losses(two["detr-accumulated"], one, last=4, pairs=1e-3)
+    assert_same_losses(two["detr-accumulated"], one, last=4)
     assert_same_weights(two["detr-accumulated"], one, step=3)
 
 
