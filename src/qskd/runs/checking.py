@@ -8,10 +8,7 @@ from typing import Any
 
 from qskd import __version__
 from qskd.data.findings import Finding, Group, grouped
-from qskd.data.formats.coco import CocoSource
 from qskd.data.formats.layout import Source, is_image, missing_split
-from qskd.data.formats.voc import VocSource
-from qskd.data.formats.yolo import YoloSource
 from qskd.data.image_facts import ImageFacts, alike, facts_of
 from qskd.data.index import ImageRecord
 from qskd.data.mending import Mended, mend, with_boxes
@@ -103,10 +100,9 @@ def check(data: SourceOptions, *, pixels: bool = True) -> Checked:
 
 def _find_absent(found: Checked, source: Source) -> None:
     """Splits that should be there, and why they are not."""
-    absent = source.absent if isinstance(source, CocoSource | YoloSource | VocSource) else {}
-    for name, why in absent.items():
+    for name, why in source.absent.items():
         found.findings.append(Finding("error", "split that cannot be read", name, why, name))
-    there = {*source.splits, *absent}
+    there = {*source.splits, *source.absent}
     if "train" not in there:
         why = str(missing_split(source, "train"))
         found.findings.append(Finding("error", "no training split", "train", why, "train"))

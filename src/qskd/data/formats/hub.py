@@ -9,7 +9,7 @@ that was annotated, the image must have it.
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -74,6 +74,7 @@ class HubSource:
     parts: Mapping[str, Any]  # of each split: a datasets.Dataset
     box_format: str = "xywh"
     folder: str | None = None  # where image files of its own must lie; None: where the library keeps downloads
+    absent: Mapping[str, str] = field(default_factory=dict)  # none: a split without rows is no split there
 
     @classmethod
     def find(cls, path: Path) -> "HubSource | None":

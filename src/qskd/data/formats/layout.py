@@ -35,6 +35,10 @@ class Source(Protocol):
     def splits(self) -> tuple[str, ...]:
         """Names of the splits, as ``load`` takes them: train, val and test first, then others."""
 
+    @property
+    def absent(self) -> Mapping[str, str]:
+        """Splits that should be there, but cannot be read: what to say of each."""
+
     def raw(self, split: str, errors: list[DataError] | None = None) -> "RawSplit":
         """One split as its files say.
 
