@@ -1,6 +1,7 @@
 """Tiny COCO folders, written to a temporary directory."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +48,11 @@ def write_coco(
     path = folder / "annotations" / f"instances_{split}.json"
     path.write_text(json.dumps(content))
     return path, images
+
+
+def edit(data: Path, split: str, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the annotation file of a split in place."""
+    path = data / "annotations" / f"instances_{split}.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
