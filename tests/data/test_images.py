@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,21 @@ def test_a_file_that_is_no_image_is_refused_by_name(tmp_path: Path, data: bytes)
 def test_an_absent_file_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.png: this image file has disappeared"):
         read_pixels(tmp_path / "a.png", height=1, width=1)
+
+
+def test_a_file_that_goes_while_it_is_looked_at_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(ramp()).save(tmp_path / "a.png")
+    asked = os.stat
+
+    def gone(path: object, *given: object, **named: object) -> os.stat_result:
+        found = asked(path, *given, **named)  # type: ignore[arg-type]
+        if path == tmp_path / "a.png":
+            (tmp_path / "a.png").unlink()
+        return found
+
+    monkeypatch.setattr(os, "stat", gone)
+    with pytest.raises(DataError, match=r"a\.png: this image file has disappeared"):
+        read_pixels(tmp_path / "a.png", height=24, width=32)
 
 
 def test_a_float_image_is_refused_because_its_range_is_unknown(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -69,10 +70,18 @@ def read_pixels(path: Path, *, height: int, width: int, at_least: tuple[int, int
 @contextmanager
 def opened(path: Path, blob: Callable[[], bytes] | None = None) -> Iterator[Image.Image]:
     """The image in a file, or in what ``blob`` returns; whatever goes wrong names the path."""
-    if blob is None and os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+    if blob is None and _is_no_file(path):  # a pipe would be waited for
         raise DataError(f"{path}: is no file. Replace it by an image.")
     with _told(path), Image.open(io.BytesIO(blob()) if blob is not None else path) as image:
         yield image
+
+
+def _is_no_file(path: Path) -> bool:
+    """Whether something else than a file is there, asked once: between two questions a file may go."""
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False  # opening it will say what is wrong
 
 
 def _pixels(path: Path, image: Image.Image, height: int, width: int, at_least: tuple[int, int] | None) -> Tensor:
