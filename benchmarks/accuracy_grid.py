@@ -9,6 +9,7 @@ from typing import Any
 from qskd.errors import ConfigError
 
 BASELINE = "none"
+INHERITANCE = "inheritance"
 _NAME = re.compile(r"(?P<base>[^\[\]/]+)(\[(?P<flags>[^\[\]/]*)\])?")
 
 Flags = Mapping[str, Any]
@@ -36,6 +37,7 @@ class Pair:
     teacher: str | None = None  # configuration
     trained: str | None = None  # a teacher that needs no training, instead
     student_backbone_weights: str | None = None  # hub id of what all its students' backbones begin with
+    other_family: bool = False  # whether the student has nothing to inherit from the teacher
     teacher_flags: Flags = field(default_factory=dict)
     student_flags: Flags = field(default_factory=dict)
 
@@ -46,8 +48,17 @@ class Method:
 
     name: str
     method: str | None = None  # of `qskd distill`; None trains without a teacher
-    inherits: bool = False  # whether it begins with the teacher's weights
     flags: Flags = field(default_factory=dict)
+
+    @property
+    def learns_alone(self) -> bool:
+        """Whether it learns from labels alone, wherever it begins."""
+        return self.method in (None, "none")
+
+    @property
+    def start(self) -> str:
+        """The method that begins as this one does and learns from labels alone."""
+        return BASELINE if self.method is None or self.flags.get("inherit") is False else INHERITANCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +173,9 @@ class Grid:
         if self.search is None:
             return []
         rows = [
-            (cell.dataset, cell.pair, method) for cell in cells for method in (BASELINE, self.searched_as(cell.method))
+            (cell.dataset, cell.pair, method)
+            for cell in cells
+            for method in (self.pacemaker(cell), self.searched_as(cell.method))
         ]
         return [
             Cell(dataset, pair, method, self.search.seed, search=factor)
@@ -170,6 +183,10 @@ class Grid:
             for factor in self.search.factors
             if method in self.search.methods
         ]
+
+    def pacemaker(self, cell: Cell) -> str:
+        """The method at whose learning rate a cell learns: what begins as it does and learns from labels alone."""
+        return BASELINE if self.pairs[cell.pair].other_family else self.method(cell.method).start
 
     def searched_as(self, method: str) -> str:
         """The method whose search a method shares: that without the flags in brackets."""

@@ -1,4 +1,4 @@
-"""What cells need before they can train: drawn scenes, a held-out part, students with a teacher's weights."""
+"""What cells need before they can train: drawn scenes, a held-out part."""
 
 import hashlib
 import json
@@ -10,20 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
-
 from qskd.data.synthetic import draw_dataset
-from qskd.data.transforms import ImageSize
 from qskd.errors import ConfigError
-from qskd.models.deriving import select_weights
-from qskd.models.processors import save_model
-from qskd.runs import building
 from qskd.runs.options import SourceOptions
 from qskd.runs.splitting import split
 
 PARENT = "QSKD_BENCHMARK_DATA"
 LAST_WRITTEN = Path("annotations") / "instances_val.json"
-INHERITED = "inherited.json"
 _NOT_FINITE = re.compile(r"(is|are) not finite|gradient norm at step \d+ is (nan|inf)")
 LOG = "log.txt"
 NOTES = "cell.json"  # beside a run: its command and how it went
@@ -54,36 +47,6 @@ def hold_out(data: Path, folder: Path, share: float) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     split(SourceOptions(data=str(data)), fresh, {"train": 1 - share, "val": share})
-    fresh.rename(folder)
-
-
-def inherit(
-    configuration: Path, teacher: Path, seed: int, image_size: int, folder: Path, backbone: str | None = None
-) -> None:
-    """A student that begins with its teacher's weights, as a ``from_pretrained`` folder.
-
-    The weights are those that ``qskd distill --weight_selection --seed SEED`` begins with; but DETR-like families load
-    a folder's batch norms frozen, where those of a configuration learn.
-
-    Args:
-        configuration: the student's.
-        teacher: a trained detector of the same family.
-        seed: of what is not inherited.
-        image_size: pixels, for the image processor.
-        folder: written whole or not at all.
-        backbone: what the student's backbone begins with, where not with the teacher's.
-    """
-    source = building.open_model(str(teacher), None, box_frame="content")
-    names = [source.id2label[number] for number in sorted(source.id2label)]
-    set_seed(seed)
-    student = building.open_model(str(configuration), names, box_frame="content", backbone_weights=backbone)
-    report = select_weights(student, source, names)
-    fresh = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    save_model(student, fresh, size=ImageSize(square=image_size))
-    notes = {"inherited": report.inherited, "weights": report.total, "teacher": weights_print(teacher)}
-    (fresh / INHERITED).write_text(json.dumps(notes))
     fresh.rename(folder)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from accuracy_grid import Cell
-from accuracy_preparing import INHERITED
 from accuracy_states import notes_of, state_of
 from accuracy_tasks import Workplace
 
@@ -130,7 +129,7 @@ def _record(place: Workplace, cell: Cell, path: Path) -> Record:
         teacher_ap=(of_teacher.get("metrics") or {}).get("AP"),
         parameters=summary["cost"].get("parameters"),
         teacher_parameters=(of_teacher.get("cost") or {}).get("parameters"),
-        inherited=_share_inherited(place, notes),
+        inherited=_share_inherited(summary),
         train_images=summary["train_images"],
         image_size=tuple(summary["image_size"]),
         curve=tuple((one["step"], one["eval_AP"]) for one in evaluations if "eval_AP" in one),
@@ -187,11 +186,7 @@ def _train_seconds(
     return round((summary["train_seconds"] - measuring) * steps / (steps - first), 2)
 
 
-def _share_inherited(place: Workplace, notes: Mapping[str, Any]) -> float | None:
+def _share_inherited(summary: Mapping[str, Any]) -> float | None:
     """The share of its weights that a student began with."""
-    starts = [text for text in notes.get("settings") or [] if text.startswith("RUNS/starts/")]
-    path = place.runs / starts[0].removeprefix("RUNS/") / INHERITED if starts else None
-    if path is None or not path.is_file():
-        return None
-    found = json.loads(path.read_text())
-    return round(found["inherited"] / found["weights"], 4)
+    share = (summary.get("start") or {}).get("inherited")
+    return None if share is None else float(share)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from accuracy_preparing import INHERITED, NOTES, weights_print
+from accuracy_preparing import NOTES, weights_print
 
 State = Literal["done", "changed", "begun", "failed", "open"]
 
@@ -55,14 +55,12 @@ def _is_changed(task: Task, notes: Mapping[str, Any]) -> bool:
 
 
 def notes_of(folder: Path) -> dict[str, Any]:
-    """What was written beside a run, or within a start; empty where nothing was."""
-    for name in (NOTES, INHERITED):
-        try:
-            found: dict[str, Any] = json.loads((folder / name).read_text())
-        except (OSError, ValueError):
-            continue
-        return found
-    return {}
+    """What was written beside a run; empty where nothing was."""
+    try:
+        found: dict[str, Any] = json.loads((folder / NOTES).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
 
 
 def teacher_print(task: Task) -> str | None:

@@ -1,4 +1,4 @@
-"""From cells to commands: every cell, teacher, data set and start as a task, with the tasks that it waits for."""
+"""From cells to commands: every cell, teacher and data set as a task, with the tasks that it waits for."""
 
 import sys
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import accuracy_preparing as preparing
-from accuracy_grid import BASELINE, Cell, Dataset, Grid, Method, Pair
+from accuracy_grid import Cell, Dataset, Grid, Method, Pair
 from accuracy_states import Task, state_of
 
 from qskd.errors import ConfigError
@@ -65,9 +65,7 @@ class Workplace:
             return self._teacher_drawing(self.grid.datasets[dataset])
         if kind == "holdout":
             return self._holdout(self.grid.datasets[dataset])
-        if kind == "teachers":
-            return self._teacher(self.grid.datasets[dataset], self.grid.pairs[rest[0]])
-        return self._start(self.grid.datasets[dataset], self.grid.pairs[rest[0]], int(rest[1].removeprefix("seed")))
+        return self._teacher(self.grid.datasets[dataset], self.grid.pairs[rest[0]])
 
     # ---- students ----------------------------------------------------------------------------------------
 
@@ -76,7 +74,7 @@ class Workplace:
         dataset, pair = self.grid.datasets[cell.dataset], self.grid.pairs[cell.pair]
         method = self.grid.method(cell.method)
         factor, searched = self.factor(cell)
-        pace = factor if method.method is None else self.factor(replace(cell, method=BASELINE), cell)[0]
+        pace = factor if method.learns_alone else self.factor(replace(cell, method=self.grid.pacemaker(cell)), cell)[0]
         flags = self._flags(dataset, pair, "student") | self._curve(cell, dataset, pair) | dict(method.flags)
         flags |= {"learning_rate": float(flags["learning_rate"]) * pace} if pace != 1 else {}
         flags |= scaled(method, flags, factor)
@@ -88,10 +86,7 @@ class Workplace:
             else (self.runs / "holdout" / dataset.name, [f"holdout/{dataset.name}"])
         )
         student = str(_repository_file(pair.student))
-        if method.inherits:
-            start = f"starts/{dataset.name}/{pair.name}/seed{cell.seed}"
-            student, needs = str(self.runs / start), [*needs, start]
-        if pair.student_backbone_weights is not None and not method.inherits:
+        if pair.student_backbone_weights is not None:
             flag = "backbone_weights" if method.method is None else "student_backbone_weights"
             flags[flag] = pair.student_backbone_weights
         if method.method is None:
@@ -109,7 +104,7 @@ class Workplace:
             "settings": self._settings(command, str(data), dataset.name),
             "options": {} if method.method is None else options_of(resolve(method.method)),
         }
-        taught_by = None if method.method is None and not method.inherits else self.teacher(dataset, pair)[0]
+        taught_by = None if method.method is None else self.teacher(dataset, pair)[0]
         return Task(
             cell.name, folder / "summary.json", tuple(dict.fromkeys(needs)), command, facts=facts, teacher=taught_by
         )
@@ -127,7 +122,7 @@ class Workplace:
     def factor(self, cell: Cell, of: Cell | None = None) -> tuple[float, bool]:
         """The factor of a cell, and whether it was searched: a trial's own, else what did best on the held-out part.
 
-        That of a method without a teacher is on the learning rate; all methods with one learn at the baseline's.
+        That of a method that learns from labels alone is on the learning rate; all that begin as it does learn at that.
 
         Args:
             cell: whose factor is wanted.
@@ -194,15 +189,6 @@ class Workplace:
         }
         return Task(name, self.runs / name / "summary.json", tuple(needs), command, facts=facts)
 
-    def _start(self, dataset: Dataset, pair: Pair, seed: int) -> Task:
-        name = f"starts/{dataset.name}/{pair.name}/seed{seed}"
-        teacher, needs = self.teacher(dataset, pair)
-        student, folder = _repository_file(pair.student), self.runs / name
-        size = int(self._flags(dataset, pair, "student")["image_size"])
-        backbone = pair.student_backbone_weights
-        make = partial(preparing.inherit, student, teacher, seed, size, folder, backbone)
-        return Task(name, folder / preparing.INHERITED, tuple(needs), make=make, teacher=teacher)
-
     # ---- data --------------------------------------------------------------------------------------------
 
     def _data(self, dataset: Dataset) -> tuple[Path, list[str]]:
@@ -238,7 +224,7 @@ class Workplace:
 
 def scaled(method: Method, flags: Mapping[str, Any], factor: float) -> dict[str, Any]:
     """The weights of the terms with a factor on them."""
-    if factor == 1.0 or method.method is None:
+    if factor == 1.0 or method.method is None or method.learns_alone:
         return {}
     options = options_of(resolve(method.method))
     weights = {name.replace(".", "_"): options[name] for name in _WEIGHTS}
@@ -247,7 +233,7 @@ def scaled(method: Method, flags: Mapping[str, Any], factor: float) -> dict[str,
 
 def _kind(cell: Cell, method: Method) -> str:
     """What cells take about as long: the same data, pair, and the same terms."""
-    how = "plain" if method.method is None else cell.method
+    how = "plain" if method.learns_alone else cell.method
     return f"{cell.dataset} {cell.pair} {how}{' search' if cell.search is not None else ''}"
 
 
@@ -282,4 +268,4 @@ def command_line(task: Task) -> list[str]:
     return [sys.executable, "-m", "qskd", *task.command]
 
 
-__all__ = ["BASELINE", "REPOSITORY", "Task", "Workplace", "command_line", "scaled"]
+__all__ = ["REPOSITORY", "Task", "Workplace", "command_line", "scaled"]

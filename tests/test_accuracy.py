@@ -58,7 +58,7 @@ def test_the_grid_asks_what_a_sceptic_would(grid):
         assert {"none", "inheritance", "positives", "unmasked_features", "qskd"} <= set(block.methods)
         assert len(block.seeds) == 3
     everything = {cell.method for cell in grid.cells()}
-    asked = {"all_queries", "index_aligned", "features", "predictions", "qskd_tprd", "qskd+inheritance"}
+    asked = {"all_queries", "index_aligned", "features", "predictions", "qskd_tprd", "qskd_from_scratch"}
     assert asked <= everything
     swept = {name.partition("[")[2].partition("=")[0] for name in grid.sweeps}
     assert {"selection_threshold", "selection_cap", "lapd_scope", "lapd_weight", "agfd_weight"} <= swept
@@ -89,7 +89,7 @@ def test_every_configuration_of_a_grid_is_there(parts, name):
 def test_cells_of_a_row_differ_in_the_method_alone(parts, grid, tmp_path):
     """Equal data, order, budget and start: all that is not the method's is the same in every command."""
     place = place_of(parts, grid, tmp_path)
-    own = {"--method", "--teacher", "--output_dir", "--model", "--student"}
+    own = {"--method", "--teacher", "--output_dir", "--model", "--student", "--inherit"}
     cells = [cell for cell in grid.cells(["bccd", "d_fine", "1"]) if "[" not in cell.method]
     found = set()
     for cell in cells:
@@ -97,7 +97,9 @@ def test_cells_of_a_row_differ_in_the_method_alone(parts, grid, tmp_path):
         options = dict(zip(words[::2], words[1::2], strict=True))
         found.add(tuple(sorted((name, value) for name, value in options.items() if name not in own)))
         start = options.get("--model") or options["--student"]
-        assert start.endswith("starts/bccd/d_fine/seed1" if "inheritance" in cell.method else "d_fine_nano_half.json")
+        assert start.endswith("d_fine_nano_half.json")
+        is_random = "--model" in options or options.get("--inherit") == "false"
+        assert is_random == (cell.method == "none" or cell.method.endswith("from_scratch"))
     assert len(cells) >= 10
     assert len(found) == 1
 
@@ -108,7 +110,7 @@ def test_what_a_cell_needs_comes_before_it(parts, grid, tmp_path):
     for name, task in tasks.items():
         assert set(task.needs) <= seen, name
         seen.add(name)
-    assert {"teachers/aquarium/d_fine_lite", "starts/aquarium/d_fine_lite/seed0"} <= seen
+    assert "teachers/aquarium/d_fine_lite" in seen
 
 
 def test_all_students_of_a_pair_begin_with_its_backbone(parts, grid, tmp_path):
@@ -118,11 +120,8 @@ def test_all_students_of_a_pair_begin_with_its_backbone(parts, grid, tmp_path):
         words = list(place.task(cell).command[1:])
         options = dict(zip(words[::2], words[1::2], strict=True))
         assert weights is not None
-        if cell.method.endswith("inheritance"):
-            assert weights not in words
-        else:
-            flag = "--backbone_weights" if cell.method == "none" else "--student_backbone_weights"
-            assert options[flag] == weights, cell.method
+        flag = "--backbone_weights" if cell.method == "none" else "--student_backbone_weights"
+        assert options[flag] == weights, cell.method
 
 
 def test_words_choose_cells_by_kind(grid):
@@ -175,9 +174,9 @@ def finish(runs: Path, cell: Any, ap: float) -> None:
 
 def test_the_search_sets_a_rows_learning_rate_by_the_baseline_and_each_methods_weights(parts, grid, tmp_path):
     place = place_of(parts, grid, tmp_path)
-    cells = grid.cells(["bccd", "d_fine", "0", "none", "qskd", "inheritance"])
+    cells = grid.cells(["bccd", "d_fine", "0", "none", "qskd_from_scratch", "inheritance", "qskd"])
     trials = {(one.method, one.search): one for one in grid.search_cells(cells)}
-    methods = ("none", "qskd", "inheritance")
+    methods = ("none", "qskd_from_scratch", "inheritance", "qskd")
     assert set(trials) == {(method, factor) for method in methods for factor in (0.3, 1, 3)}, "as many for each"
 
     def options(cell):
@@ -185,20 +184,36 @@ def test_the_search_sets_a_rows_learning_rate_by_the_baseline_and_each_methods_w
         return dict(zip(words[::2], words[1::2], strict=True))
 
     base = float(options(cells[0])["--learning_rate"])
+    by_name = {cell.method: cell for cell in cells}
+
+    def rate(cell):
+        return pytest.approx(float(options(cell)["--learning_rate"]) / base)
+
     assert options(trials["none", 3])["--learning_rate"] == str(base * 3)
     assert int(options(trials["none", 3])["--max_steps"]) == grid.search.steps * int(options(cells[0])["--max_steps"])
     assert "holdout" in options(trials["none", 3])["--data"]
     for factor, ap in ((0.3, 0.1), (1, 0.2), (3, 0.3)):
         finish(tmp_path, trials["none", factor], ap)
-    for cell in (cells[0], cells[1], trials["qskd", 1]):
-        assert float(options(cell)["--learning_rate"]) == pytest.approx(base * 3), cell
-    assert options(trials["inheritance", 0.3])["--learning_rate"] == str(base * 0.3), "of its own start"
-    assert "--lapd_weight" not in options(cells[1])
+    for cell in (by_name["none"], by_name["qskd_from_scratch"], trials["qskd_from_scratch", 1]):
+        assert rate(cell) == 3, cell
+    assert rate(by_name["qskd"]) == 1, "it begins as `inheritance`, which was not searched"
+    assert rate(trials["inheritance", 0.3]) == 0.3, "of its own start"
+    for factor, ap in ((0.3, 0.3), (1, 0.2), (3, 0.1)):
+        finish(tmp_path, trials["inheritance", factor], ap)
+    for cell in (by_name["inheritance"], by_name["qskd"], trials["qskd", 1]):
+        assert rate(cell) == 0.3, cell
+    assert "--lapd_weight" not in options(by_name["qskd"])
     for factor, ap in ((0.3, 0.3), (1, 0.2), (3, 0.1)):
         finish(tmp_path, trials["qskd", factor], ap)
-    by_method = {cell.method: options(cell) for cell in cells}
-    assert (by_method["qskd"]["--lapd_weight"], by_method["qskd"]["--agfd_weight"]) == ("0.3", "1.5")
-    assert not {"--lapd_weight", "--agfd_weight"} & set(by_method["inheritance"])
+    found = options(by_name["qskd"])
+    assert (found["--lapd_weight"], found["--agfd_weight"]) == ("0.3", "1.5")
+    assert not {"--lapd_weight", "--agfd_weight"} & set(options(by_name["inheritance"]))
+
+
+def test_a_student_of_another_family_learns_at_the_rate_of_the_one_from_scratch(parts, grid, tmp_path):
+    cell = parts["grid"].Cell("drawn_easy", "rt_detr_to_deformable_detr", "qskd", 0)
+    assert grid.pacemaker(cell) == "none"
+    assert grid.pacemaker(replace(cell, pair="rt_detr")) == "inheritance"
 
 
 @pytest.mark.parametrize(
@@ -241,7 +256,7 @@ def test_trials_with_other_settings_than_now_choose_nothing(parts, grid, tmp_pat
 def test_the_trials_of_the_learning_rate_belong_to_every_search(grid):
     cells = grid.cells(["bccd", "d_fine", "0", "qskd"])
     assert [(one.method, one.search) for one in grid.search_cells(cells)] == [
-        (method, factor) for method in ("none", "qskd") for factor in (0.3, 1, 3)
+        (method, factor) for method in ("inheritance", "qskd") for factor in (0.3, 1, 3)
     ]
 
 
@@ -284,18 +299,18 @@ def test_a_finished_cell_of_a_method_that_had_other_defaults_is_known_as_changed
     assert parts["states"].state_of(task) == "changed", "of a time when defaults were not written down"
 
 
-@pytest.mark.parametrize("method", ["qskd", "inheritance", "start"])
+@pytest.mark.parametrize("method", ["qskd", "inheritance"])
 def test_what_came_from_another_teacher_is_known_as_changed(parts, grid, tmp_path, method):
     teacher = tmp_path / "teacher"
     teacher.mkdir()
     (teacher / "model.safetensors").write_text("one")
     place = replace(place_of(parts, grid, tmp_path), teachers={"bccd": teacher})
-    cell = grid.cells(["bccd", "d_fine", "0", "inheritance" if method == "start" else method])[0]
-    task = place._named("starts/bccd/d_fine/seed0") if method == "start" else place.task(cell)
+    cell = grid.cells(["bccd", "d_fine", "0", method])[0]
+    task = place.task(cell)
     task.folder.mkdir(parents=True)
     task.product.write_text("{}")
     notes = {**task.facts, "teacher": parts["states"].teacher_print(task)}
-    (task.folder / ("inherited.json" if method == "start" else "cell.json")).write_text(json.dumps(notes))
+    (task.folder / "cell.json").write_text(json.dumps(notes))
     assert parts["states"].state_of(task) == "done"
     (teacher / "model.safetensors").write_text("another")
     assert parts["states"].state_of(task) == "changed"

@@ -13,8 +13,8 @@ from qskd.evaluation.cost import count_parameters
 from qskd.models.families import FAMILIES
 from qskd.models.known import known_checkpoints
 from qskd.models.loading import load_model
-from qskd.runs.distilling import make_student
 from qskd.runs.options import PairOptions
+from qskd.runs.starting import make_student
 from qskd.runs.suggesting import suggest
 
 TEACHER = Path(qskd.__file__).parent / "assets" / "demo_teacher"

@@ -15,8 +15,8 @@ from qskd.errors import CheckpointError, ConfigError, DataError, LabelMapError, 
 from qskd.evaluation.kept import KeptDetections
 from qskd.models.loading import as_teacher, load_model, weights_fingerprint
 from qskd.runs import evaluating
-from qskd.runs.distilling import make_student
 from qskd.runs.options import PairOptions
+from qskd.runs.starting import make_student
 
 TEACHER = Path(qskd.__file__).parent / "assets" / "demo_teacher"
 
@@ -157,7 +157,7 @@ def test_a_derived_student_begins_with_the_teachers_weights_or_without():
 def test_a_student_from_a_configuration_begins_as_it_would_without_a_teacher(scenes, tiny_folders, tmp_path):
     config = tmp_path / "student.json"
     config.write_text((tiny_folders["detr_student"] / "config.json").read_text())
-    given = {"teacher": tiny_folders["detr_teacher"], "student": config, "learning_rate": 0.0}
+    given = {"teacher": tiny_folders["detr_teacher"], "student": config, "inherit": False, "learning_rate": 0.0}
     taught = qskd.distill(**tiny(tmp_path / "taught", scenes, tiny_folders, **given))
     plain = qskd.train(model=config, **tiny_run(tmp_path / "plain", scenes, max_steps=1, learning_rate=0.0))
     one, other = (load_model(made.model).model for made in (taught, plain))

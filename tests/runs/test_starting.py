@@ -10,9 +10,8 @@ from qskd.errors import ConfigError
 from qskd.models.initialising import backbone_of
 from qskd.models.loading import load_model
 from qskd.runs.building import open_model
-from qskd.runs.distilling import make_student
 from qskd.runs.options import PairOptions
-from qskd.runs.starting import start_of
+from qskd.runs.starting import make_student, start_of
 
 OTHERS = [*NAMES[:-1], "another"]  # a head row of every seed's own
 
@@ -40,10 +39,12 @@ def test_seeds_begin_alike(teacher, tiny_folders):
 
 def test_weights_and_configurations_are_told_apart(teacher, tiny_folders, tmp_path):
     folder = tiny_folders["rt_detr_student"]
-    random, loaded = start(teacher, student=str(folder / "config.json")), start(teacher, student=str(folder))
+    configured = str(folder / "config.json")
+    random, loaded = start(teacher, student=configured, inherit=False), start(teacher, student=str(folder))
     assert random["weights"] == "random weights"
     assert loaded["weights"].startswith("weights ")
     assert loaded != start(teacher, student=str(tiny_folders["rt_detr_teacher"]))
+    assert start(teacher, student=configured)["weights"] == loaded_from_teacher(teacher)
     derived = [start(teacher, student_num_queries=7, inherit=inherit)["weights"] for inherit in (True, False)]
     assert derived == [loaded_from_teacher(teacher), "random weights"]
     changed = tmp_path / "changed.json"
@@ -67,7 +68,7 @@ def test_a_configuration_may_begin_with_a_pretrained_backbone(teacher, tiny_fold
     assert all(torch.equal(own[name], theirs[name]) for name in own if "num_batches" not in name)
     norms = [module for module in backbone_of(opened.model).modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert not any(parameter.requires_grad for norm in norms for parameter in norm.parameters())
-    began = start(teacher, student=configuration, student_backbone_weights=weights)
+    began = start(teacher, student=configuration, student_backbone_weights=weights, inherit=False)
     assert began["weights"] == f"random weights and backbone {weights}"
     assert start_of(configuration, opened, weights) == began
 
@@ -80,4 +81,6 @@ def test_a_trained_model_takes_no_other_backbone(teacher, tiny_folders):
 
 def test_a_plain_training_says_the_same_as_a_distillation(teacher, tiny_folders):
     for source in (str(tiny_folders["rt_detr_student"]), str(tiny_folders["rt_detr_student"] / "config.json")):
-        assert start_of(source, open_model(source, OTHERS, box_frame="content")) == start(teacher, student=source)
+        assert start_of(source, open_model(source, OTHERS, box_frame="content")) == start(
+            teacher, student=source, inherit=False
+        )

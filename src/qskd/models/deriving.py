@@ -27,12 +27,12 @@ def derive_student(
     *,
     class_names: Sequence[str],
     inherit: bool = True,
-    select: bool = False,
     seed: int = 0,
 ) -> tuple[DetrAdapter, InheritReport]:
     """A smaller detector of the teacher's family.
 
-    Weights are taken over where names and shapes agree. A student with fewer encoder or decoder layers gets
+    Weights are taken over where names agree; a layer that is narrower than the teacher's takes evenly spaced channels
+    of it. A student with fewer encoder or decoder layers gets
     the teacher's evenly spaced ones, the last among them, with their prediction heads; its queries are the
     teacher's first; head rows go by class name. Nothing is taken over inside a backbone of another
     architecture: it is pretrained (``backbone_weights``) or random. A random backbone learns whole, with
@@ -43,7 +43,6 @@ def derive_student(
         shape: what is to differ.
         class_names: of the student, in the order of their indices.
         inherit: False draws every weight anew (but for ``backbone_weights``).
-        select: whether layers that are narrower than the teacher's begin with evenly spaced channels of it.
         seed: of the random weights; torch's global generator is not touched.
 
     Returns:
@@ -68,7 +67,8 @@ def derive_student(
         initialise_detector(model)
     report = nothing_inherited(model)
     if inherit:
-        lineage = _lineage(model, teacher, class_names, backbone=keeps_backbone, select=select)
+        has_kin = keeps_backbone or _same_blocks(config.backbone_config, _config(teacher).backbone_config)
+        lineage = _lineage(model, teacher, class_names, backbone=has_kin)
         report = _inherited(model, teacher, lineage, class_names)
     if is_random:
         thaw_backbone(model)
@@ -94,23 +94,27 @@ def _config(adapter: DetrAdapter) -> Any:
     return adapter.model.config
 
 
-def select_weights(student: DetrAdapter, teacher: DetrAdapter, class_names: Sequence[str]) -> InheritReport:
+def select_weights(
+    student: DetrAdapter, teacher: DetrAdapter, class_names: Sequence[str], *, backbone: bool = True
+) -> InheritReport:
     """Let a student from a configuration begin with its teacher's weights: evenly spaced channels of wider layers.
 
     Args:
         student: of the teacher's family; changed in place.
         teacher: left as it is.
         class_names: of the student, in the order of their indices.
+        backbone: whether the backbone's weights are taken over too, where it is built of the same blocks.
 
     Raises:
         ConfigError: the families differ.
     """
     if student.family != teacher.family:
         raise ConfigError(
-            f"--weight_selection starts a student from a teacher of its own family; the teacher is a {teacher.family}, "
-            f"the student a {student.family}. Leave it out."
+            f"A student takes weights of a teacher of its own family; the teacher is a {teacher.family}, the student a "
+            f"{student.family}."
         )
-    lineage = _lineage(student.model, teacher, class_names, backbone=False, select=True)
+    is_alike = _same_blocks(_config(student).backbone_config, _config(teacher).backbone_config)
+    lineage = _lineage(student.model, teacher, class_names, backbone=backbone and is_alike)
     finer, coarser = _missing_maps(student.strides, teacher.strides)
     same = student.strides == teacher.strides
     return _inherited(
@@ -126,9 +130,7 @@ def _missing_maps(mine: Sequence[int], theirs: Sequence[int]) -> tuple[int, int]
     return begin, len(theirs) - begin - len(mine)
 
 
-def _lineage(
-    model: nn.Module, teacher: DetrAdapter, class_names: Sequence[str], *, backbone: bool, select: bool
-) -> Lineage:
+def _lineage(model: nn.Module, teacher: DetrAdapter, class_names: Sequence[str], *, backbone: bool) -> Lineage:
     source: Any = _config(teacher)
     target: Any = model.config
     groups = [getattr(config, "group_detr", 1) for config in (source, target)]
@@ -138,9 +140,8 @@ def _lineage(
         source_decoder_layers=source.decoder_layers,
         rows=match_names(teacher.id2label, class_names),
         source_classes=source.num_labels,
-        backbone=backbone or (select and _same_blocks(target.backbone_config, source.backbone_config)),
+        backbone=backbone,
         query_groups=groups[0] if groups[0] == groups[1] else 0,
-        selects=select,
     )
 
 

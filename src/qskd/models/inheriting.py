@@ -92,7 +92,6 @@ class Lineage:
     source_classes: int
     backbone: bool = True  # whether the backbones have the same architecture
     query_groups: int = 1  # equal parts of the learned queries, each with a first one; 0: as many as it has not
-    selects: bool = False  # whether narrower modules of the target take evenly spaced channels
     finer: int = 0  # how many maps the source has that are finer than the target's
     coarser: int = 0  # how many that are coarser
     same_maps: bool = True  # whether both see maps of the same strides
@@ -114,12 +113,12 @@ class Lineage:
 
 @torch.no_grad()
 def inherit_weights(target: nn.Module, source: nn.Module, lineage: Lineage) -> InheritReport:
-    """Copy what agrees in name and shape; class layers by class name, queries from the first on.
+    """Copy what agrees in name; class layers by class name, queries from the first on.
 
     A module is copied whole or not at all (a bias without its weight is worth nothing). A module that only
-    the first decoder layer has, as in Conditional and DAB DETR, comes from the source's first. With
-    ``lineage.selects``, a module that is narrower than the source's takes evenly spaced channels of it. Evenly
-    spaced channels of two maps side by side are those of each map, where both shrink by the same factor.
+    the first decoder layer has, as in Conditional and DAB DETR, comes from the source's first. A module that is
+    narrower than the source's takes evenly spaced channels of it. Evenly spaced channels of two maps side by side are
+    those of each map, where both shrink by the same factor.
 
     Args:
         target: changed in place.
@@ -151,12 +150,15 @@ def _copy_module(name: str, module: nn.Module, origin: nn.Module, lineage: Linea
     own, theirs = _own_state(module), _own_state(origin)
     if own.keys() != theirs.keys():
         return []
-    own = _comparable(name, module, own, lineage)
-    if not own:
+    comparable = _comparable(name, module, own, lineage)
+    pairs = _selected(name, [(own[key], theirs[key]) for key in comparable])
+    equal = [(own[key], own[key].numel()) for key in own.keys() - comparable if torch.equal(own[key], theirs[key])]
+    return equal + _copy_pairs(name, pairs, lineage)
+
+
+def _copy_pairs(name: str, pairs: list[tuple[Tensor, Tensor]], lineage: Lineage) -> list[tuple[Tensor, int]]:
+    if not pairs:
         return []
-    pairs = [(tensor, theirs[key]) for key, tensor in own.items()]
-    if lineage.selects:
-        pairs = _selected(name, pairs)
     if is_class_layer(name):
         return copy_rows(pairs, class_rows(len(pairs[0][0]), lineage.rows, lineage.source_classes))
     if _QUERIES.search(name):
@@ -170,14 +172,14 @@ def _copy_module(name: str, module: nn.Module, origin: nn.Module, lineage: Linea
     return [(mine, mine.numel()) for mine, _ in pairs]
 
 
-def _comparable(name: str, module: nn.Module, own: dict[str, Tensor], lineage: Lineage) -> dict[str, Tensor]:
+def _comparable(name: str, module: nn.Module, own: Mapping[str, Tensor], lineage: Lineage) -> list[str]:
     """What of a module means the same in both models: no constants, nothing by map or point where maps differ."""
     if _BY_POINT.search(name) and not lineage.same_maps:
-        return {}
+        return []
     left_out = set() if lineage.same_maps else {"level_embed"}
-    if lineage.selects and "running_mean" not in own:  # else buffers describe the model's own shape
+    if "running_mean" not in own:  # else buffers describe the model's own shape
         left_out |= own.keys() - module._parameters.keys() | _CONSTANTS
-    return {key: tensor for key, tensor in own.items() if key not in left_out}
+    return [key for key in own if key not in left_out]
 
 
 def _selected(name: str, pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:

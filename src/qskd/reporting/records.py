@@ -146,6 +146,7 @@ class RunRecord:
 
     @property
     def inherits(self) -> bool:
-        """Whether the student was derived from the teacher and began with its weights."""
-        derived = self.kind == "distill" and "student" not in self.config
-        return derived and bool(self.config.get("inherit", True))
+        """Whether the student began with its teacher's weights."""
+        if self.start:
+            return self.start.startswith("weights of teacher")
+        return self.kind == "distill" and "student" not in self.config and bool(self.config.get("inherit", True))

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,15 @@ from qskd.labels import LabelMap
 from qskd.lessons.cached_teacher import no_unlabeled
 from qskd.losses.presets import MethodSettings, build_terms, options_of
 from qskd.models.adapter import DetrAdapter
-from qskd.models.deriving import derive_student, select_weights
-from qskd.models.loading import as_teacher, weights_fingerprint, with_class_names
+from qskd.models.loading import as_teacher, weights_fingerprint
 from qskd.models.processors import in_words
-from qskd.models.shaping import StudentShape
 from qskd.runs import building, preflight
 from qskd.runs.ending import ending
 from qskd.runs.folder import RunFolder, changed_options
 from qskd.runs.given_teacher import GivenTeacher, LoadedTeacher
 from qskd.runs.options import DataOptions, MethodOptions, PairOptions
 from qskd.runs.recorded_teacher import open_recorded
-from qskd.runs.starting import start_of, start_of_derived
+from qskd.runs.starting import make_student
 from qskd.runs.training import Job, RunResult, loading_processes, plain_size
 from qskd.trainer import DistillationConfig, UnlabeledImages
 
@@ -48,7 +46,8 @@ def distill(pair: PairOptions, data: DataOptions, method: MethodOptions, config:
     cached = open_recorded(pair, splits, data, settings, model) if pair.teacher_cache is not None else None
     # Again, so that the student begins as it would without a teacher.
     set_seed(config.seed)
-    student, notes, began = make_student(pair, model, splits.class_names, config.seed)
+    family = cached.facts.family if cached is not None else None
+    student, notes, began = make_student(pair, model, splits.class_names, config.seed, cached_family=family)
     teacher: GivenTeacher
     if cached is not None:
         teacher, model = cached, None  # what derived the student is not needed any more
@@ -88,87 +87,6 @@ def _check_together(pair: PairOptions) -> None:
         raise ConfigError(f"--unlabeled_threshold is {pair.unlabeled_threshold}; give a score between 0 and 1.")
     if pair.unlabeled_batch_size is not None and pair.unlabeled_batch_size < 1:
         raise ConfigError(f"--unlabeled_batch_size is {pair.unlabeled_batch_size}; give at least 1.")
-
-
-def make_student(
-    pair: PairOptions, teacher: DetrAdapter | None, class_names: Sequence[str], seed: int
-) -> tuple[DetrAdapter, list[str], dict[str, str]]:
-    """The student that the options ask for, what to tell the user about it, and what it starts from.
-
-    Raises:
-        ConfigError: both a checkpoint and a shape were given, or neither.
-    """
-    shape = StudentShape(
-        backbone=pair.student_backbone,
-        backbone_weights=pair.student_backbone_weights,
-        backbone_width=pair.student_backbone_width,
-        encoder_layers=pair.student_encoder_layers,
-        decoder_layers=pair.student_decoder_layers,
-        num_queries=pair.student_num_queries,
-        hidden_size=pair.student_hidden_size,
-    )
-    is_derived = shape != StudentShape()
-    if pair.weight_selection and not pair.inherit:
-        raise ConfigError("--weight_selection takes the teacher's weights, --no-inherit none of them. Leave one out.")
-    if pair.student is not None and replace(shape, backbone_weights=None) != StudentShape():
-        raise ConfigError("Give either --student, or --student_backbone and the like to derive one; not both.")
-    if pair.student is not None:
-        weights = pair.student_backbone_weights
-        student = building.open_model(
-            pair.student,
-            class_names,
-            box_frame="content",
-            trust_remote_code=pair.trust_remote_code,
-            backbone_weights=weights,
-        )
-        began = start_of(pair.student, student, weights)
-        if not pair.weight_selection:
-            advice = _advice(pair.student, student, teacher) if weights is None else []
-            return with_class_names(student, class_names), advice, began
-        return _selected(pair, student, teacher, class_names)
-    if not is_derived:
-        raise ConfigError(
-            "No student: give --student (a hub id, folder or configuration), or say how it is smaller than the "
-            "teacher: --student_backbone resnet18, --student_decoder_layers 3, --student_hidden_size 128, ..."
-        )
-    if teacher is None:
-        raise ConfigError(
-            "A student is derived from the teacher's weights, which no cache holds: give --teacher beside "
-            "--teacher_cache (it is let go of before training), or --student."
-        )
-    student, report = derive_student(
-        teacher, shape, class_names=class_names, inherit=pair.inherit, select=pair.weight_selection, seed=seed
-    )
-    notes = ["the student, derived from the teacher", *report.as_table().splitlines()]
-    return student, notes, start_of_derived(pair, student, teacher)
-
-
-def _advice(source: str, student: DetrAdapter, teacher: DetrAdapter | None) -> list[str]:
-    random = source.endswith(".json") and teacher is not None and teacher.family == student.family
-    return ["the student: random weights; --weight_selection would begin it with the teacher's"] if random else []
-
-
-def _selected(
-    pair: PairOptions,
-    student: DetrAdapter,
-    teacher: DetrAdapter | None,
-    class_names: Sequence[str],
-) -> tuple[DetrAdapter, list[str], dict[str, str]]:
-    """A student from a configuration that begins with its teacher's weights."""
-    assert pair.student is not None
-    if not pair.student.endswith(".json") or pair.student_backbone_weights is not None:
-        raise ConfigError(
-            "--weight_selection starts a student from its teacher's weights, but "
-            f"{pair.student_backbone_weights or pair.student} brings weights of its own. Leave one of them out."
-        )
-    if teacher is None:
-        raise ConfigError(
-            "--weight_selection takes the teacher's weights, which no cache holds: give --teacher beside "
-            "--teacher_cache (it is let go of before training)."
-        )
-    report = select_weights(student, teacher, class_names)
-    notes = ["the student, evenly spaced channels of the teacher", *report.as_table().splitlines()]
-    return student, notes, start_of_derived(pair, student, teacher)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +169,7 @@ class Distillation(Job):
             method=method,
             identity=identity,
             distiller=distiller,
-            teacher=teacher_side,
+            teacher=teacher_side if terms or unlabeled is not None else None,  # else nobody would listen
             extra={
                 "teacher": {
                     "metrics": metrics,

@@ -21,10 +21,10 @@ from qskd.models.adapter import DetrAdapter
 from qskd.models.loading import as_teacher
 from qskd.reporting.inspection import InspectionFiles, Subject, write_inspection
 from qskd.runs import building
-from qskd.runs.distilling import make_student
 from qskd.runs.inspected_images import InspectedImages, LabelledImages, UnlabelledImages, image_files, own_classes
 from qskd.runs.inspected_scenes import Apprentice, SceneReader
 from qskd.runs.options import MethodOptions, PairOptions, SourceOptions
+from qskd.runs.starting import make_student
 from qskd.selection.foreground import Foreground
 from qskd.selection.statistics import Numbers, QueryStatistics
 

@@ -187,13 +187,9 @@ class PairOptions:
     student_hidden_size: int | None = field(default=None, metadata={"help": "Hidden size of a derived student."})
     inherit: bool = field(
         default=True,
-        metadata={"help": "Start a derived student from the teacher's weights where shapes agree."},
-    )
-    weight_selection: bool = field(
-        default=False,
         metadata={
-            "help": "Start layers that are narrower than the teacher's from evenly spaced channels of it, also those "
-            "of a --student that is a configuration of its family."
+            "help": "Start a derived student, or a --student that is a configuration of the teacher's family, from the "
+            "teacher's weights; narrower layers from evenly spaced channels."
         },
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that a hub repository brings."})

@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import SchedulerType, TrainingArguments, get_scheduler
@@ -44,6 +44,7 @@ _TRAJECTORY = (  # decide what a run learns, so they must stay when it is resume
     "data_seed",
     "dataloader_drop_last",
     "detection_weight",
+    "distillation_schedule",
     "distillation_warmup_steps",
     "ema_decay",
     "fp16",
@@ -99,6 +100,10 @@ class DistillationConfig(TrainingArguments):
     detection_weight: float = field(default=1.0, metadata={"help": "Weight of the student's own detection loss."})
     distillation_warmup_steps: int = field(
         default=0, metadata={"help": "Steps over which the distillation terms grow from 0 to their weight."}
+    )
+    distillation_schedule: Literal["constant", "linear", "cosine"] = field(
+        default="constant",
+        metadata={"help": "What the distillation terms do after their warm-up: stay, or fade to 0 at the end."},
     )
     channels_last: bool = field(
         default=False,

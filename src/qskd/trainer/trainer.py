@@ -184,7 +184,7 @@ class DistillationTrainer(SafeTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """One forward through the wrapped distiller."""
-        parts = model(inputs.batch, inputs.totals, inputs.teaching, warmup=self._warmup(), unlabeled=inputs.unlabeled)
+        parts = model(inputs.batch, inputs.totals, inputs.teaching, warmup=self._fading(), unlabeled=inputs.unlabeled)
         loss = parts["loss"]
         self._unchecked.append((inputs, {name: part.detach() for name, part in parts.items()}))
         for name, part in parts.items():
@@ -192,9 +192,18 @@ class DistillationTrainer(SafeTrainer):
                 self._part_sums[name] = self._part_sums.get(name, 0.0) + part.detach()
         return (loss, parts) if return_outputs else loss
 
-    def _warmup(self) -> float:
-        steps = self.args.distillation_warmup_steps
-        return min(1.0, (self.state.global_step + 1) / steps) if steps > 0 else 1.0
+    def _fading(self) -> float:
+        """The factor on the distillation terms in this step."""
+        step, steps, end = self.state.global_step, self.args.distillation_warmup_steps, self.state.max_steps
+        if step < steps:
+            return (step + 1) / steps
+        done = (step - steps) / max(end - steps, 1)
+        match self.args.distillation_schedule:
+            case "linear":
+                return 1.0 - done
+            case "cosine":
+                return 0.5 * (1.0 + math.cos(math.pi * done))
+        return 1.0
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """As usual, clipped or not, and stop on gradients that are not finite (a loss scaler handles its own)."""
