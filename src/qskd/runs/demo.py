@@ -1,7 +1,7 @@
 """The whole job on scenes that qskd draws: `qskd demo`.
 
-A bundled tiny teacher, a tinier student trained twice with the same budget, plainly and with QSKD, from the same
-initial weights and in the same data order; then both are compared.
+A bundled tiny teacher, and a tinier student trained three times, with one budget and in one order of data: plainly from
+random weights, plainly from the teacher's, and with QSKD from the teacher's; then all are compared.
 """
 
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from qskd.runs.comparing import Comparison, compare
 IMAGE_SIZE = 128
 TRAIN_IMAGES = 2000
 VAL_IMAGES = 200
+_RUNS = ("baseline", "inherited", "distilled")
 
 
 @dataclass
@@ -25,7 +26,7 @@ class DemoOptions:
     """What can be changed about the demo."""
 
     output_dir: str = field(default="runs/demo", metadata={"help": "Where everything goes."})
-    steps: int = field(default=400, metadata={"help": "Optimiser steps of each of the two trainings."})
+    steps: int = field(default=400, metadata={"help": "Optimiser steps of each of the three trainings."})
     seed: int = field(default=0, metadata={"help": "Of the student's initial weights and the data order."})
     method: str = field(default="qskd", metadata={"help": "The distillation method."})
 
@@ -40,7 +41,7 @@ def demo(options: DemoOptions) -> Comparison:
     if options.steps < 1 or options.seed < 0:
         raise ConfigError(f"--steps is {options.steps}, --seed {options.seed}; give at least 1 step and seed 0.")
     folder = Path(options.output_dir)
-    if (folder / "distilled").exists() or (folder / "baseline").exists():
+    if any((folder / name).exists() for name in _RUNS):
         raise ConfigError(f"{folder} holds a demo already. Remove it, or give another --output_dir.")
     show(f"drawing {TRAIN_IMAGES} training and {VAL_IMAGES} validation scenes of {IMAGE_SIZE} x {IMAGE_SIZE} pixels")
     scenes = draw_scenes(folder / "scenes")
@@ -49,16 +50,13 @@ def demo(options: DemoOptions) -> Comparison:
         common = training_options(options, scenes)
         show(f"baseline: the student trained plainly, {options.steps} steps")
         api.train(model=student, output_dir=str(folder / "baseline"), **common)
-        show(f"distilled: the same student, from the same weights, under a teacher ({options.method})")
-        api.distill(
-            teacher=str(assets / "demo_teacher"),
-            student=student,
-            method=options.method,
-            output_dir=str(folder / "distilled"),
-            **common,
-        )
+        common |= {"teacher": str(assets / "demo_teacher"), "student": student}
+        show("inherited: the same student, begun with a teacher's weights, which helps it no further")
+        api.distill(method="none", output_dir=str(folder / "inherited"), **common)
+        show(f"distilled: the same student, begun with the teacher's weights and trained under it ({options.method})")
+        api.distill(method=options.method, output_dir=str(folder / "distilled"), **common)
     show("comparing")
-    return compare([folder / "baseline", folder / "distilled"], folder / "report")
+    return compare([folder / name for name in _RUNS], folder / "report")
 
 
 def draw_scenes(folder: Path) -> Path:
@@ -74,7 +72,7 @@ def show(line: str) -> None:
 
 
 def training_options(options: DemoOptions, scenes: Path) -> dict[str, Any]:
-    """What both trainings have in common."""
+    """What all trainings have in common."""
     return {
         "data": str(scenes),
         "image_size": IMAGE_SIZE,
