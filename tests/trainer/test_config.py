@@ -19,6 +19,7 @@ def test_every_training_argument_keeps_its_name(tmp_path):
         "backbone_lr_scale",
         "channels_last",
         "detection_weight",
+        "distillation_schedule",
         "distillation_warmup_steps",
         "early_stopping_patience",
         "ema_decay",

@@ -116,19 +116,30 @@ def test_projections_are_trained_with_the_student(tmp_path, scenes):
     assert all(not torch.equal(before[key], after[key]) for key in before)
 
 
-def test_distillation_grows_over_its_warmup(tmp_path, scenes):
-    """Steps 1, 2, 3 of a warm-up of two see half, all and all of it; detection is not touched."""
-    runs = {}
-    for steps in (0, 2):
+@pytest.mark.parametrize(
+    ("options", "factors"),
+    [
+        ({"distillation_warmup_steps": 2}, (0.5, 1.0, 1.0)),
+        ({"distillation_schedule": "linear"}, (1.0, 2 / 3, 1 / 3)),
+        ({"distillation_schedule": "cosine"}, (1.0, 0.75, 0.25)),
+        ({"distillation_schedule": "linear", "distillation_warmup_steps": 2, "max_steps": 4}, (0.5, 1.0, 1.0, 0.5)),
+    ],
+    ids=["warm-up", "linear", "cosine", "both"],
+)
+def test_distillation_grows_over_its_warmup_and_fades_to_the_end(tmp_path, scenes, options, factors):
+    """Of the same losses a share in every step; detection is not touched."""
+    runs = []
+    for changes in ({}, options):
         student, teacher = adapter_of("detr", dropout=0.0), adapter_of("detr", decoder_layers=2)
         # A learning rate of 0: every step sees the same weights.
-        options = {"distillation_warmup_steps": steps, "learning_rate": 0.0, "max_steps": 3}
-        trainer_of(tmp_path / f"{steps}", scenes, student, teacher, **options).train()
-        runs[steps] = entries_of(tmp_path / f"{steps}")
-    for plain, warm, factor in zip(runs[0], runs[2], (0.5, 1.0, 1.0), strict=True):
+        settings = {"learning_rate": 0.0, "max_steps": len(factors)} | changes
+        folder = tmp_path / f"{len(runs)}"
+        trainer_of(folder, scenes, student, teacher, **settings).train()
+        runs.append(entries_of(folder))
+    for plain, changed, factor in zip(*runs, factors, strict=True):
         for part, value in parts_of(plain).items():
             scale = factor if part.startswith(("lapd", "agfd")) else 1.0
-            assert warm[part] == pytest.approx(scale * value, rel=1e-5), part
+            assert changed[part] == pytest.approx(scale * value, rel=1e-5), part
 
 
 def test_the_teacher_neither_changes_nor_leaves_evaluation_mode(tmp_path, scenes):
