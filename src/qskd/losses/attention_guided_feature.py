@@ -11,6 +11,7 @@ from qskd.errors import ConfigError
 from qskd.losses.feature_distance import weighted_distance
 from qskd.losses.term import Lesson, Prepared, StudentAnswer
 from qskd.models.adapter import Need
+from qskd.models.inheriting import evenly_spaced
 from qskd.models.view import DetrView
 from qskd.selection.groups import QueryGroups, Role
 
@@ -42,6 +43,8 @@ class AttentionGuidedFeature(nn.Module):
         norm_per_level: divide m_l by its greatest value in each level instead of over all levels. Fine levels
             spread attention over more cells and weigh little otherwise.
         epsilon: added to the greatest value.
+        begins_alike: whether the student's channels began as evenly spaced ones of the teacher's; a linear map then
+            begins by putting each where it was, and not at random.
         power: above 0. 1 weighs by attention itself; 2 is what a mask multiplied onto both features does, and leaves
             all but the few tokens that are looked at most nearly unused.
 
@@ -51,7 +54,7 @@ class AttentionGuidedFeature(nn.Module):
     Source: Liu et al. 2024 (arXiv 2409.06443) name the idea; the form is that of the third-party code in TPRD
     (github.com/xingyitong1/TPRD). Departures: each layer weighs by its own attention, averaged over heads and
     none of it on padding; omega is at least 1e-3; "mass", ``projection``, ``normalise``, ``norm_per_level``,
-    ``power`` other than 2 and levels paired by stride are ours.
+    ``power`` other than 2, ``begins_alike`` and levels paired by stride are ours.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.MEMORY, Need.ATTENTION})
@@ -70,6 +73,7 @@ class AttentionGuidedFeature(nn.Module):
         norm_per_level: bool = False,
         epsilon: float = 1e-6,
         power: float = 1.0,
+        begins_alike: bool = False,
     ) -> None:
         super().__init__()
         if power <= 0.0:
@@ -80,7 +84,8 @@ class AttentionGuidedFeature(nn.Module):
         self.norm, self.normalise = norm, normalise
         self.norm_per_level, self.epsilon, self.power = norm_per_level, epsilon, power
         self.projections = nn.ModuleList(
-            _projection(student_channels[ours], teacher_channels[theirs], projection) for ours, theirs in self.pairs
+            _projection(student_channels[ours], teacher_channels[theirs], projection, begins_alike)
+            for ours, theirs in self.pairs
         )
 
     @torch.no_grad()
@@ -241,12 +246,14 @@ def _pairs_of_levels(student: Sequence[int], teacher: Sequence[int]) -> list[tup
     return pairs
 
 
-def _projection(student: int, teacher: int, projection: str) -> nn.Module:
+def _projection(student: int, teacher: int, projection: str, begins_alike: bool) -> nn.Module:
     if student == teacher and projection == "auto":
         return nn.Identity()
     linear = nn.Linear(student, teacher)
-    if student == teacher:
-        nn.init.eye_(linear.weight)
+    if student == teacher or (begins_alike and student < teacher):
+        places = evenly_spaced(student, teacher)
+        with torch.no_grad():
+            linear.weight.zero_()[places, torch.arange(student)] = 1.0
         nn.init.zeros_(linear.bias)
     return linear
 

@@ -131,8 +131,16 @@ def options_of(settings: MethodSettings) -> dict[str, Any]:
     }
 
 
-def build_terms(settings: MethodSettings, *, student: DetrFacts, teacher: DetrFacts) -> dict[str, tuple[Term, float]]:
+def build_terms(
+    settings: MethodSettings, *, student: DetrFacts, teacher: DetrFacts, begins_alike: bool = False
+) -> dict[str, tuple[Term, float]]:
     """The terms whose weight is not 0, by name, with their weights.
+
+    Args:
+        settings: the method.
+        student: what is known of the student.
+        teacher: what is known of the teacher.
+        begins_alike: whether the student begins with evenly spaced channels of the teacher's.
 
     Raises:
         UnsupportedNeed: a term needs what the student's or the teacher's adapter does not provide.
@@ -145,7 +153,7 @@ def build_terms(settings: MethodSettings, *, student: DetrFacts, teacher: DetrFa
     if settings.agfd.weight:
         name = "agfd" if settings.agfd.mask == "attention" else "feature"
         _check_needs(name, student, teacher)
-        built[name] = (_build_feature(name, settings.agfd, student, teacher), settings.agfd.weight)
+        built[name] = (_build_feature(name, settings.agfd, student, teacher, begins_alike), settings.agfd.weight)
     return built
 
 
@@ -159,12 +167,15 @@ def _build_lapd(settings: MethodSettings, student: DetrFacts) -> Term:
     )
 
 
-def _build_feature(name: str, settings: AgfdSettings, student: DetrFacts, teacher: DetrFacts) -> Term:
+def _build_feature(
+    name: str, settings: AgfdSettings, student: DetrFacts, teacher: DetrFacts, begins_alike: bool
+) -> Term:
     return TERMS[name](
         student_channels=student.memory_channels,
         teacher_channels=teacher.memory_channels,
         student_strides=student.strides,
         teacher_strides=teacher.strides,
+        begins_alike=begins_alike,
         **_options(settings, without=("weight", "mask")),
     )
 

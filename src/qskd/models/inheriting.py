@@ -189,7 +189,7 @@ def _selected(name: str, pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tenso
         return pairs
     if any(mine.dim() != other.dim() or not _fits(mine.shape[by_row:], other.shape[by_row:]) for mine, other in pairs):
         return pairs
-    return [(mine, _evenly_spaced(other, mine.shape, by_row)) for mine, other in pairs]
+    return [(mine, _with_channels(other, mine.shape, by_row)) for mine, other in pairs]
 
 
 def _fits(mine: torch.Size, theirs: torch.Size) -> bool:
@@ -198,11 +198,15 @@ def _fits(mine: torch.Size, theirs: torch.Size) -> bool:
     return mine[fixed] == theirs[fixed] and all(ours <= other for ours, other in zip(mine, theirs, strict=True))
 
 
-def _evenly_spaced(tensor: Tensor, shape: torch.Size, first: int) -> Tensor:
+def _with_channels(tensor: Tensor, shape: torch.Size, first: int) -> Tensor:
     for dim in range(first, tensor.dim()):
-        chosen = torch.arange(shape[dim], device=tensor.device) * tensor.shape[dim] // shape[dim]
-        tensor = tensor.index_select(dim, chosen)
+        tensor = tensor.index_select(dim, evenly_spaced(shape[dim], tensor.shape[dim]).to(tensor.device))
     return tensor
+
+
+def evenly_spaced(count: int, channels: int) -> Tensor:
+    """[count] long: which of a teacher's channels a narrower student's begin as."""
+    return torch.arange(count) * channels // count
 
 
 def _query_rows(target: int, source: int, groups: int) -> list[int]:

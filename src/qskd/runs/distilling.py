@@ -150,7 +150,8 @@ class Distillation(Job):
         identity = self.identity(resume, **facts, **options_of(self.settings))
         self.folder.save_json("label_map.json", self.teacher.label_map.as_dict())
         self.tell(*notes, f"images: {in_words(self.size)}" + self._teachers_size())
-        terms = build_terms(self.settings, student=self.student, teacher=self.teacher.facts)
+        begins_alike = "inherited" in self.began
+        terms = build_terms(self.settings, student=self.student, teacher=self.teacher.facts, begins_alike=begins_alike)
         distiller = Distiller(
             self.student,
             self.criterion(),
