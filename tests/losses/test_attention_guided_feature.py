@@ -171,6 +171,20 @@ def test_projections_exist_where_they_are_needed(channels: int, projection: str,
         torch.testing.assert_close(term.projections[0](tokens), tokens)
 
 
+@pytest.mark.parametrize(("ours", "theirs", "places"), [(4, 6, [0, 1, 3, 4]), (2, 6, [0, 3]), (5, 6, [0, 1, 2, 3, 4])])
+def test_channels_taken_from_the_teacher_are_put_where_they_were(ours: int, theirs: int, places: list[int]) -> None:
+    term = term_for(random_view(channels=(ours,)), random_view(2, channels=(theirs,)), begins_alike=True)
+    tokens = torch.randn(3, theirs)
+    back = term.projections[0](tokens[:, places])
+    assert torch.equal(back[:, places], tokens[:, places])
+    assert not back[:, [channel for channel in range(theirs) if channel not in places]].any()
+
+
+def test_a_student_of_more_channels_has_taken_none() -> None:
+    term = term_for(random_view(channels=(6,)), random_view(2, channels=(4,)), begins_alike=True)
+    assert term.projections[0].weight.count_nonzero() == 24
+
+
 def test_teacher_features_and_weights_meet_the_student_on_its_own_grid() -> None:
     # A grid of half the resolution: the teacher's map is constant in each 2 x 2 block, so nothing is lost.
     student = random_view(1, grids=((2, 3),))
