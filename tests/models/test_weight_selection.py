@@ -33,7 +33,6 @@ class Joined(nn.Module):
         self.left, self.right = nn.Linear(3, width, bias=False), nn.Linear(3, width, bias=False)
         self.both = nn.Linear(2 * width, width, bias=False)
         self.norm = nn.BatchNorm1d(width)
-        self.conv4 = nn.Linear(3 * width, width)
         self.sampling_offsets = nn.Linear(width, 2 * width)
         self.register_buffer("shape", torch.full((width,), 1.0 / width))
 
@@ -52,8 +51,26 @@ def test_a_wide_model_whose_odd_channels_are_dead_computes_what_the_narrow_one_t
         values = torch.randn(5, 3)
         inherit_weights(student, teacher, SELECTS)
         torch.testing.assert_close(student(values), teacher(values)[:, ::2])
-    for name in ("conv4.weight", "sampling_offsets.weight", "shape"):
+    for name in ("sampling_offsets.weight", "shape"):
         assert torch.equal(student.state_dict()[name], before[name]), name
+
+
+@pytest.mark.parametrize("name", ["conv4", "conv2"])
+def test_four_maps_side_by_side_give_their_own_channels(name):
+    """D-FINE's and DEIMv2's necks: halves of 2 x 4 channels shrink to 2 x 2, two maps of 6 channels to 2."""
+
+    def block(out, inner):
+        layer = nn.ModuleDict({"conv": nn.Conv2d(2 * out + 2 * inner, out, 1, bias=False)})
+        return nn.ModuleDict({"pan_blocks": nn.ModuleList([nn.ModuleDict({name: layer})])})
+
+    teacher, student, wider = block(4, 6), block(2, 2), block(2, 7)
+    before = wider["pan_blocks"][0][name]["conv"].weight.clone()
+    for target in (student, wider):
+        inherit_weights(target, teacher, SELECTS)
+    theirs = teacher["pan_blocks"][0][name]["conv"].weight
+    columns = [0, 2, 4, 6, 8, 11, 14, 17]
+    assert torch.equal(student["pan_blocks"][0][name]["conv"].weight, theirs[[0, 2]][:, columns])
+    assert torch.equal(wider["pan_blocks"][0][name]["conv"].weight, before), "one of its maps is wider"
 
 
 def test_kernels_of_another_size_and_narrower_sources_give_nothing():

@@ -19,7 +19,9 @@ _FROM_COARSE = re.compile(
 )  # modules of one map, by where counting begins
 _CONSTANTS = {"reg_scale", "up"}  # D-FINE's, parameters that are none
 _BY_POINT = re.compile(r"(sampling_offsets|attention_weights)$")  # rows by head, level and point: no channels
-_UNLIKE_INPUTS = re.compile(r"\bconv4(\.|$)")  # D-FINE's, of maps side by side that do not all shrink by one factor
+_JOINING = re.compile(
+    r"\b(fpn|pan)_blocks\.\d+\.conv[24]\.conv$"
+)  # D-FINE's conv4 and DEIMv2's conv2, of four maps side by side
 _ENCODER_LAYER = re.compile(r"(encoder(?:\.aifi\.\d+)?\.layers)\.(\d+)(?=\.|$)")
 
 _GROUPS: tuple[tuple[str, re.Pattern[str]], ...] = (
@@ -118,7 +120,7 @@ def inherit_weights(target: nn.Module, source: nn.Module, lineage: Lineage) -> I
     A module is copied whole or not at all (a bias without its weight is worth nothing). A module that only
     the first decoder layer has, as in Conditional and DAB DETR, comes from the source's first. A module that is
     narrower than the source's takes evenly spaced channels of it. Evenly spaced channels of two maps side by side are
-    those of each map, where both shrink by the same factor.
+    those of each map, where both shrink by the same factor; necks whose maps do not are seen to map by map.
 
     Args:
         target: changed in place.
@@ -185,10 +187,12 @@ def _comparable(name: str, module: nn.Module, own: Mapping[str, Tensor], lineage
 def _selected(name: str, pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
     """The source's tensors with as many channels as the target's, evenly spaced; as they are where that cannot be."""
     by_row = is_class_layer(name) or bool(_QUERIES.search(name))  # rows are chosen by class name and by place
-    if _BY_POINT.search(name) or _UNLIKE_INPUTS.search(name):
+    if _BY_POINT.search(name):
         return pairs
     if any(mine.dim() != other.dim() or not _fits(mine.shape[by_row:], other.shape[by_row:]) for mine, other in pairs):
         return pairs
+    if _JOINING.search(name):
+        return [(mine, _with_joined_channels(other, mine.shape)) for mine, other in pairs]
     return [(mine, _with_channels(other, mine.shape, by_row)) for mine, other in pairs]
 
 
@@ -202,6 +206,22 @@ def _with_channels(tensor: Tensor, shape: torch.Size, first: int) -> Tensor:
     for dim in range(first, tensor.dim()):
         tensor = tensor.index_select(dim, evenly_spaced(shape[dim], tensor.shape[dim]).to(tensor.device))
     return tensor
+
+
+def _with_joined_channels(kernel: Tensor, shape: torch.Size) -> Tensor:
+    """[out, in, 1, 1] with evenly spaced channels of each map that comes in; as it is where one of them is wider.
+
+    Two halves of twice as many channels as go out lie before two other maps, which shrink by another factor.
+    """
+    split, theirs = 2 * shape[0], 2 * kernel.shape[0]
+    if shape[1] <= split:  # DEIMv2's conv4 and D-FINE's conv2, of one map
+        return _with_channels(kernel, shape, 0)
+    if shape[1] - split > kernel.shape[1] - theirs:
+        return kernel
+    first = evenly_spaced(split, theirs)
+    rest = theirs + evenly_spaced(shape[1] - split, kernel.shape[1] - theirs)
+    rows = kernel.index_select(0, evenly_spaced(shape[0], kernel.shape[0]).to(kernel.device))
+    return rows.index_select(1, torch.cat([first, rest]).to(kernel.device))
 
 
 def evenly_spaced(count: int, channels: int) -> Tensor:
