@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from accuracy_grid import BASELINE, Cell, Grid
+from accuracy_grid import Cell, Grid
 from accuracy_preparing import PARENT, ap_of, find_data
 from accuracy_reading import read_grid
 from accuracy_records import load_records, merge_records, read_records
@@ -60,10 +60,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _search(place: Workplace, cells: Sequence[Cell], options: argparse.Namespace) -> int:
-    """The baseline's trials first: they choose the learning rate of all others."""
+    """The trials of what learns from labels alone first: they choose the learning rate of all that begin alike."""
     trials = place.grid.search_cells(cells) if options.search else []
     trials += place.grid.sweep_cells(cells) if options.sweeps else []
-    first, then = ([cell for cell in trials if (cell.method == BASELINE) is one] for one in (True, False))
+    first, then = (
+        [cell for cell in trials if place.grid.method(cell.method).learns_alone is one] for one in (True, False)
+    )
     finished = [_carry_out(place, first, options)]
     left = [task.name for task in place.tasks(first).values() if state_of(task) in ("open", "begun")]
     if left and not (options.list or options.dry_run):

@@ -1,5 +1,6 @@
 """The accuracy benchmark: its grid, its commands, its numbers by hand, and whole trainings of a tiny grid."""
 
+import argparse
 import importlib
 import json
 import os
@@ -208,6 +209,18 @@ def test_the_search_sets_a_rows_learning_rate_by_the_baseline_and_each_methods_w
     found = options(by_name["qskd"])
     assert (found["--lapd_weight"], found["--agfd_weight"]) == ("0.3", "1.5")
     assert not {"--lapd_weight", "--agfd_weight"} & set(options(by_name["inheritance"]))
+
+
+def test_what_learns_from_labels_alone_is_searched_before_what_learns_at_its_rate(parts, grid, tmp_path, monkeypatch):
+    """When the second trials' commands are made, the first are done."""
+    asked: list[list[str]] = []
+    main = importlib.import_module("accuracy")
+    monkeypatch.setattr(main, "_carry_out", lambda _, cells, __: asked.append([cell.method for cell in cells]) or True)
+    place = place_of(parts, grid, tmp_path)
+    cells = grid.cells(["bccd", "d_fine", "0", "none", "inheritance", "qskd", "qskd_from_scratch"])
+    options = argparse.Namespace(search=True, sweeps=False, list=True, dry_run=False)
+    main._search(place, cells, options)
+    assert [set(methods) for methods in asked] == [{"none", "inheritance"}, {"qskd", "qskd_from_scratch"}]
 
 
 def test_a_student_of_another_family_learns_at_the_rate_of_the_one_from_scratch(parts, grid, tmp_path):

@@ -209,6 +209,16 @@ def test_the_weights_of_a_backbone_of_its_own_stay(teacher, tiny_folders):
     assert "of teacher" in start["weights"]
 
 
+def test_images_are_normalised_as_for_the_backbone_that_was_taken_over(teacher, tiny_folders):
+    norm = replace(teacher.pixel_norm, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    other = type(teacher)(teacher.model, pixel_norm=norm, box_frame="content")
+    config, own = tiny_folders["rt_detr_student"] / "config.json", tiny_folders["rt_detr_student"]
+    student, _, _ = make_student(PairOptions(student=str(config)), other, NAMES, 0)
+    assert student.pixel_norm == norm
+    weights = PairOptions(student=str(config), student_backbone_weights=str(own))
+    assert make_student(weights, other, NAMES, 0)[0].pixel_norm == load_model(own).pixel_norm
+
+
 def test_a_configuration_begins_with_random_weights_where_that_is_asked_for(teacher, tiny_folders):
     path = str(tiny_folders["rt_detr_student"] / "config.json")
     _, notes, start = make_student(PairOptions(student=path, inherit=False), teacher, NAMES, 0)

@@ -65,6 +65,7 @@ def test_what_was_asked_for_is_remembered_as_it_was(tmp_path):
         ({"backbone_lr_scale": -1.0}, "backbone_lr_scale is -1.0"),
         ({"detection_weight": -1.0}, "detection_weight is -1.0"),
         ({"distillation_warmup_steps": -1}, "distillation_warmup_steps is -1"),
+        ({"distillation_schedule": "cosin"}, "distillation_schedule is 'cosin'; give constant, linear, cosine"),
         ({"seed": -1}, "seed is -1"),
         ({"save_only_model": True}, "checkpoints that cannot be resumed"),
         ({"num_train_epochs": -1}, "num_train_epochs is -1; give more than 0"),

@@ -15,6 +15,11 @@ from qskd.reporting.tables import number, text_table
 from qskd.runs.suggesting import Suggestions, suggest
 
 _SHOWN = 12  # checkpoints suggested on the console; --json has them all
+_BACKBONES = {
+    "whole": "the teacher's",
+    "part": "the teacher's, in part",
+    "random": "random, or --student_backbone_weights",
+}
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -109,7 +114,7 @@ def _show_derived(found: Suggestions) -> None:
             f"{one.facts.parameters / 1e6:.1f} M",
             number(one.facts.gflops),
             f"{one.facts.gflops / found.facts.gflops:.0%}",
-            "the teacher's" if one.keeps_backbone else "random, or --student_backbone_weights",
+            _BACKBONES[one.backbone],
         ]
         for one in found.derived
     ]

@@ -34,9 +34,9 @@ def derive_student(
     Weights are taken over where names agree; a layer that is narrower than the teacher's takes evenly spaced channels
     of it. A student with fewer encoder or decoder layers gets
     the teacher's evenly spaced ones, the last among them, with their prediction heads; its queries are the
-    teacher's first; head rows go by class name. Nothing is taken over inside a backbone of another
-    architecture: it is pretrained (``backbone_weights``) or random. A random backbone learns whole, with
-    batch norms that are not frozen, and needs far longer training; the report says so.
+    teacher's first; head rows go by class name. A backbone of other blocks takes nothing over:
+    it is pretrained (``backbone_weights``) or random. A backbone that is not the teacher's in shape learns whole, with
+    batch norms that are not frozen; a random one needs far longer training, and the report says so.
 
     Args:
         teacher: left as it is.
@@ -67,8 +67,8 @@ def derive_student(
         initialise_detector(model)
     report = nothing_inherited(model)
     if inherit:
-        has_kin = keeps_backbone or _same_blocks(config.backbone_config, _config(teacher).backbone_config)
-        lineage = _lineage(model, teacher, class_names, backbone=has_kin)
+        has_kin = keeps_backbone or same_blocks(config.backbone_config, _config(teacher).backbone_config)
+        lineage = _lineage(model, teacher, class_names, backbone=has_kin and shape.weights_source is None)
         report = _inherited(model, teacher, lineage, class_names)
     if is_random:
         thaw_backbone(model)
@@ -113,7 +113,7 @@ def select_weights(
             f"A student takes weights of a teacher of its own family; the teacher is a {teacher.family}, the student a "
             f"{student.family}."
         )
-    is_alike = _same_blocks(_config(student).backbone_config, _config(teacher).backbone_config)
+    is_alike = same_blocks(_config(student).backbone_config, _config(teacher).backbone_config)
     lineage = _lineage(student.model, teacher, class_names, backbone=backbone and is_alike)
     finer, coarser = _missing_maps(student.strides, teacher.strides)
     same = student.strides == teacher.strides
@@ -145,7 +145,7 @@ def _lineage(model: nn.Module, teacher: DetrAdapter, class_names: Sequence[str],
     )
 
 
-def _same_blocks(mine: Any, theirs: Any) -> bool:
+def same_blocks(mine: Any, theirs: Any) -> bool:
     """Whether two backbones are built of the same blocks, if of other sizes."""
     kinds = [(config.model_type, getattr(config, "layer_type", None)) for config in (mine, theirs)]
     if mine.model_type == theirs.model_type == "timm_backbone":

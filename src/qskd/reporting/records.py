@@ -148,5 +148,5 @@ class RunRecord:
     def inherits(self) -> bool:
         """Whether the student began with its teacher's weights."""
         if self.start:
-            return self.start.startswith("weights of teacher")
+            return "weights of teacher" in self.start
         return self.kind == "distill" and "student" not in self.config and bool(self.config.get("inherit", True))

@@ -141,6 +141,8 @@ class Distillation(Job):
         own_size = self.teacher.size != self.size
         facts["teacher image size"] = plain_size(self.teacher.size) if own_size else None
         facts |= {"unlabelled images": None, "unlabelled learning": None}
+        # None for a student that never did: what a checkpoint from before configurations began so says.
+        facts["inherits"] = True if self.pair.student is not None and "inherited" in self.began else None
         unlabeled = self.unlabeled()
         if unlabeled is not None:
             self.tell(*self._shared_with_validation(unlabeled))
@@ -223,9 +225,12 @@ class Distillation(Job):
                 preflight.check_teacher(found.teacher_metrics, found.teacher_images)
         batch = preflight.sample_batch(train_data, self.config.per_device_train_batch_size, known).to(device)
         autocast = _autocast(self.config)
-        found.terms = preflight.check_terms(distiller, teacher, batch, same_weights=same, autocast=autocast)
+        alike = same or "inherited" in self.began
+        found.terms = preflight.check_terms(distiller, teacher, batch, begins_alike=alike, autocast=autocast)
+        found.warnings += [f"'{term.name}' begins at 0" for term in found.terms if not same and term.value == 0.0]
+        asked = teacher if distiller.terms or self.pair.unlabeled is not None else None
         found.seconds_per_step = self.config.gradient_accumulation_steps * preflight.time_step(
-            distiller, teacher, batch, autocast
+            distiller, asked, batch, autocast
         )
         found.total_steps = self.config.steps_for(len(train_data))
         found.peak_memory_gib = preflight.peak_memory_gib()

@@ -108,10 +108,12 @@ def check_terms(
     teacher: Teacher,
     batch: Batch,
     *,
-    same_weights: bool,
+    begins_alike: bool,
     autocast: Callable[[], Any],
 ) -> list[TermCheck]:
     """Every loss part on one batch: finite, not zero, and with gradient on the student.
+
+    A student that begins with weights of its teacher may have nothing to learn at first: then zero is allowed.
 
     Raises:
         PreflightError: naming the part and what it was.
@@ -125,7 +127,7 @@ def check_terms(
         for name in distiller.terms:
             checks.append(TermCheck(name, *_value_and_gradient(distiller, batch, totals, teaching, name)))
     for check in checks:
-        _judge(check, same_weights)
+        _judge(check, begins_alike)
     return checks
 
 
@@ -141,13 +143,13 @@ def _value_and_gradient(
     return float(loss.detach()), float(norm)
 
 
-def _judge(check: TermCheck, same_weights: bool) -> None:
+def _judge(check: TermCheck, begins_alike: bool) -> None:
     if not (_is_finite(check.value) and _is_finite(check.gradient_norm)):
         raise PreflightError(
             f"'{check.name}' is {check.value} with gradient norm {check.gradient_norm} before the first step. Check "
             "the weights of teacher and student, and try float32."
         )
-    if not same_weights and (check.value == 0.0 or check.gradient_norm == 0.0):
+    if not begins_alike and (check.value == 0.0 or check.gradient_norm == 0.0):
         raise PreflightError(
             f"'{check.name}' is {check.value} with gradient norm {check.gradient_norm}: it would teach the student "
             "nothing. Check its weight and options, and that the sample of images holds objects the teacher knows."

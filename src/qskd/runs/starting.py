@@ -100,6 +100,8 @@ def _opened(
             "beside --teacher_cache (it is let go of before training), or --no_inherit for random weights."
         )
     report = select_weights(student, teacher, class_names, backbone=weights is None)
+    if weights is None:  # its backbone expects the pixels that the teacher's was trained with
+        student = type(student)(student.model, pixel_norm=teacher.pixel_norm, box_frame=student.box_frame)
     notes = ["the student, begun with the teacher's weights", *report.as_table().splitlines()]
     return student, notes, _taken(pair, student, teacher, report)
 
@@ -120,7 +122,7 @@ def start_of(source: str, opened: DetrAdapter, backbone: str | None = None) -> d
 def _taken(pair: PairOptions, student: DetrAdapter, teacher: DetrAdapter, report: InheritReport) -> dict[str, str]:
     """The start of a student that was derived from its teacher, or took its weights; the same for all seeds."""
     weights = f"weights of teacher {weights_fingerprint(teacher.model)[:_DIGITS]}" if pair.inherit else "random weights"
-    share = {"inherited": f"{report.inherited / report.total:.4f}"} if pair.inherit else {}
+    share = {"inherited": f"{report.inherited / report.total:.4f}"} if report.inherited else {}
     return _start(weights + _backbone(pair.student_backbone_weights), student) | share
 
 

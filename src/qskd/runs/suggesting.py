@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -13,6 +13,7 @@ from qskd.errors import CheckpointError, ConfigError
 from qskd.evaluation.cost import count_parameters, gflops
 from qskd.models.adapter import DetrAdapter
 from qskd.models.backbones import smaller_backbones
+from qskd.models.deriving import same_blocks
 from qskd.models.families import adapter_class
 from qskd.models.known import KnownCheckpoint, known_checkpoints
 from qskd.models.loading import as_config, build, read_config
@@ -41,7 +42,7 @@ class Derived:
 
     flags: str  # of `qskd distill`
     facts: ModelFacts
-    keeps_backbone: bool  # whether its backbone begins with the teacher's weights
+    backbone: Literal["whole", "part", "random"]  # how much of its backbone begins with the teacher's weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +107,18 @@ def _facts(adapter: DetrAdapter, size: ImageSize) -> ModelFacts:
 def _derived(teacher: DetrAdapter, facts: ModelFacts, size: ImageSize) -> list[Derived]:
     """Shapes with fewer operations than the teacher, from many to few."""
     found = []
+    theirs: Any = teacher.model.config
     for shape in _shapes(teacher):
         with contextlib.suppress(ConfigError):  # a width that does not fit the heads, say
             config = student_config(teacher, shape, list(teacher.id2label.values()))
             student = _facts(_of_that_shape(config), size)
             if student.gflops < _SMALLER * facts.gflops:
-                found.append(Derived(_flags(shape), student, not shape.changes_backbone))
+                kin = same_blocks(config.backbone_config, theirs.backbone_config)
+                found.append(
+                    Derived(
+                        _flags(shape), student, "whole" if not shape.changes_backbone else "part" if kin else "random"
+                    )
+                )
     return sorted(found, key=lambda one: -one.facts.gflops)
 
 

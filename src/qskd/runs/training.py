@@ -170,6 +170,7 @@ class Job:
             CheckpointError: ``resume`` is a checkpoint of another run.
         """
         augmentation = {name: getattr(self.data, name) for name in ("flip", "crop", "zoom_out", "photometric")}
+        fading = self.config.distillation_schedule
         identity = {
             **more,
             "classes": list(self.splits.class_names),
@@ -184,6 +185,7 @@ class Job:
             # None where off: what a checkpoint from before these options says of them.
             "freeze batch norm": self.config.freeze_batch_norm or None,
             "backbone weights": self.has_given_backbone or None,
+            "distillation schedule": None if fading == "constant" else fading,
             "channels last": self.config.channels_last or None,  # the optimiser's state lies as the weights do
         }
         if resume is not None:

@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import SchedulerType, TrainingArguments, get_scheduler
@@ -15,6 +15,7 @@ from qskd.errors import ConfigError
 from qskd.evaluation.coco_map import CocoMetrics
 from qskd.models.compiling import Compiling
 
+_Fading = Literal["constant", "linear", "cosine"]
 _LEAST: dict[str, float] = {
     "backbone_lr_scale": 0.0,
     "detection_weight": 0.0,
@@ -44,7 +45,6 @@ _TRAJECTORY = (  # decide what a run learns, so they must stay when it is resume
     "data_seed",
     "dataloader_drop_last",
     "detection_weight",
-    "distillation_schedule",
     "distillation_warmup_steps",
     "ema_decay",
     "fp16",
@@ -101,7 +101,7 @@ class DistillationConfig(TrainingArguments):
     distillation_warmup_steps: int = field(
         default=0, metadata={"help": "Steps over which the distillation terms grow from 0 to their weight."}
     )
-    distillation_schedule: Literal["constant", "linear", "cosine"] = field(
+    distillation_schedule: _Fading = field(
         default="constant",
         metadata={"help": "What the distillation terms do after their warm-up: stay, or fade to 0 at the end."},
     )
@@ -216,6 +216,10 @@ class DistillationConfig(TrainingArguments):
             raise ConfigError("early_stopping_patience needs evaluations; set eval_strategy to steps or epoch.")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ConfigError(f"ema_decay is {self.ema_decay}; it must lie in [0, 1), 0 switches the average off.")
+        if self.distillation_schedule not in get_args(_Fading):
+            raise ConfigError(
+                f"distillation_schedule is '{self.distillation_schedule}'; give {', '.join(get_args(_Fading))}."
+            )
         if str(self.metric_for_best_model).removeprefix("eval_") not in _METRICS:
             raise ConfigError(f"metric_for_best_model is '{self.metric_for_best_model}'; give {', '.join(_METRICS)}.")
 
