@@ -31,7 +31,7 @@ def sides(settings: MethodSettings, student="detr", **options) -> tuple[Distille
 
 def checked(scenes, settings=None, *, same=False, **options) -> list[TermCheck]:
     batch = sample_batch(dataset(scenes, "train"), 4, KNOWN)
-    return check_terms(*sides(settings or resolve("qskd"), **options), batch, begins_alike=same, autocast=nullcontext)
+    return check_terms(*sides(settings or resolve("qskd"), **options), batch, same_weights=same, autocast=nullcontext)
 
 
 @pytest.mark.parametrize(("ap50", "is_good"), [(0.0, False), (0.0499, False), (0.05, True), (0.9, True)])
@@ -72,7 +72,23 @@ def test_a_detection_loss_that_was_switched_off_is_not_missed(scenes):
 
 def test_a_student_with_its_teachers_weights_may_agree_with_it(scenes):
     nothing = resolve("qskd", {"lapd.class_weight": 0, "lapd.box_weight": 0, "lapd.giou_weight": 0})
-    assert checked(scenes, nothing, same=True)[1].value == 0.0, "as of a student that begins as its teacher"
+    assert checked(scenes, nothing, same=True)[1].value == 0.0
+
+
+@pytest.mark.parametrize(("name", "is_allowed"), [("agfd", True), ("feature", True), ("lapd", False)])
+def test_features_may_begin_equal_where_the_encoder_is_the_teachers(monkeypatch, scenes, name, is_allowed):
+    """As of an RF-DETR with fewer decoder layers, in which nothing is drawn at random."""
+    monkeypatch.setattr(
+        "qskd.runs.preflight._value_and_gradient", lambda *given: (0.0 if given[-1] == name else 1.0, 1.0)
+    )
+    settings = resolve("unmasked_features" if name == "feature" else "qskd")
+    batch = sample_batch(dataset(scenes, "train"), 4, KNOWN)
+    given = {"same_weights": False, "autocast": nullcontext}
+    if is_allowed:
+        assert check_terms(*sides(settings), batch, begins_alike=True, **given)
+    for begins_alike in {False, not is_allowed}:
+        with pytest.raises(PreflightError, match=f"'{name}' is 0.0"):
+            check_terms(*sides(settings), batch, begins_alike=begins_alike, **given)
 
 
 def test_weights_that_are_not_finite_are_refused(scenes):
@@ -82,7 +98,7 @@ def test_weights_that_are_not_finite_are_refused(scenes):
         next(distiller.student.parameters()).fill_(float("inf"))
     batch = sample_batch(dataset(scenes, "train"), 4, KNOWN)
     with pytest.raises(PreflightError, match=r"'detection' is nan .* Check the weights of teacher and student"):
-        check_terms(distiller, side, batch, begins_alike=False, autocast=nullcontext)
+        check_terms(distiller, side, batch, same_weights=False, autocast=nullcontext)
 
 
 @pytest.mark.parametrize("check", ["terms", "time"])
@@ -93,7 +109,7 @@ def test_a_check_leaves_no_trace(scenes, check):
     before = {name: tensor.clone() for name, tensor in distiller.state_dict().items()}
     batch, state = sample_batch(dataset(scenes, "train"), 4, KNOWN), torch.get_rng_state()
     if check == "terms":
-        check_terms(distiller, side, batch, begins_alike=False, autocast=nullcontext)
+        check_terms(distiller, side, batch, same_weights=False, autocast=nullcontext)
     else:
         assert time_step(distiller, side, batch, nullcontext) > 0
     assert all(torch.equal(before[name], tensor) for name, tensor in distiller.state_dict().items())

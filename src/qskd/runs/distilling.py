@@ -225,8 +225,9 @@ class Distillation(Job):
                 preflight.check_teacher(found.teacher_metrics, found.teacher_images)
         batch = preflight.sample_batch(train_data, self.config.per_device_train_batch_size, known).to(device)
         autocast = _autocast(self.config)
-        alike = same or "inherited" in self.began
-        found.terms = preflight.check_terms(distiller, teacher, batch, begins_alike=alike, autocast=autocast)
+        found.terms = preflight.check_terms(
+            distiller, teacher, batch, same_weights=same, begins_alike="inherited" in self.began, autocast=autocast
+        )
         found.warnings += [f"'{term.name}' begins at 0" for term in found.terms if not same and term.value == 0.0]
         asked = teacher if distiller.terms or self.pair.unlabeled is not None else None
         found.seconds_per_step = self.config.gradient_accumulation_steps * preflight.time_step(

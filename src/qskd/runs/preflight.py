@@ -24,6 +24,7 @@ from qskd.labels import LabelMap
 from qskd.reporting.tables import duration, percent
 from qskd.runs.building import evenly
 
+_OF_FEATURES = ("agfd", "feature")
 TEACHER_IMAGES = 200
 """Validation images on which the teacher is measured."""
 
@@ -108,12 +109,14 @@ def check_terms(
     teacher: Teacher,
     batch: Batch,
     *,
-    begins_alike: bool,
+    same_weights: bool,
+    begins_alike: bool = False,
     autocast: Callable[[], Any],
 ) -> list[TermCheck]:
     """Every loss part on one batch: finite, not zero, and with gradient on the student.
 
-    A student that begins with weights of its teacher may have nothing to learn at first: then zero is allowed.
+    Zero is allowed where student and teacher have the same weights, and of features where the student began with the
+    teacher's: its encoder may be the teacher's whole.
 
     Raises:
         PreflightError: naming the part and what it was.
@@ -127,7 +130,7 @@ def check_terms(
         for name in distiller.terms:
             checks.append(TermCheck(name, *_value_and_gradient(distiller, batch, totals, teaching, name)))
     for check in checks:
-        _judge(check, begins_alike)
+        _judge(check, same_weights or (begins_alike and check.name in _OF_FEATURES))
     return checks
 
 
@@ -143,13 +146,13 @@ def _value_and_gradient(
     return float(loss.detach()), float(norm)
 
 
-def _judge(check: TermCheck, begins_alike: bool) -> None:
+def _judge(check: TermCheck, may_be_zero: bool) -> None:
     if not (_is_finite(check.value) and _is_finite(check.gradient_norm)):
         raise PreflightError(
             f"'{check.name}' is {check.value} with gradient norm {check.gradient_norm} before the first step. Check "
             "the weights of teacher and student, and try float32."
         )
-    if not begins_alike and (check.value == 0.0 or check.gradient_norm == 0.0):
+    if not may_be_zero and (check.value == 0.0 or check.gradient_norm == 0.0):
         raise PreflightError(
             f"'{check.name}' is {check.value} with gradient norm {check.gradient_norm}: it would teach the student "
             "nothing. Check its weight and options, and that the sample of images holds objects the teacher knows."
