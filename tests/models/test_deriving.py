@@ -143,6 +143,14 @@ def test_head_rows_go_by_class_name_and_no_object_stays():
     assert (heads.inherited, heads.total) == (3 * 33, 4 * 33)  # rows of 32 weights and a bias
 
 
+def test_a_backbone_that_took_nothing_over_is_told(monkeypatch):
+    monkeypatch.setattr("qskd.models.deriving.same_blocks", lambda mine, theirs: False)
+    report = derive_student(teacher_of("detr"), StudentShape(backbone_width=0.5), class_names=NAMES)[1]
+    assert report.groups[0].name == "backbone"
+    assert report.groups[0].inherited == 0
+    assert "RANDOM" in report.as_table()
+
+
 def test_a_wider_layer_inherits_neither_weight_nor_bias():
     teacher = teacher_of("detr")
 
