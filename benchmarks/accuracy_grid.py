@@ -36,7 +36,7 @@ class Pair:
     student: str  # configuration, a file of the repository
     teacher: str | None = None  # configuration
     trained: str | None = None  # a teacher that needs no training, instead
-    student_backbone_weights: str | None = None  # hub id of what all its students' backbones begin with
+    student_backbone_weights: str | None = None  # hub id, for backbones that do not begin as the teacher's
     other_family: bool = False  # whether the student has nothing to inherit from the teacher
     teacher_flags: Flags = field(default_factory=dict)
     student_flags: Flags = field(default_factory=dict)

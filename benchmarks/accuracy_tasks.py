@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import accuracy_preparing as preparing
-from accuracy_grid import Cell, Dataset, Grid, Method, Pair
+from accuracy_grid import BASELINE, Cell, Dataset, Grid, Method, Pair
 from accuracy_states import Task, state_of
 
 from qskd.errors import ConfigError
@@ -86,7 +86,7 @@ class Workplace:
             else (self.runs / "holdout" / dataset.name, [f"holdout/{dataset.name}"])
         )
         student = str(_repository_file(pair.student))
-        if pair.student_backbone_weights is not None:
+        if pair.student_backbone_weights is not None and (pair.other_family or method.start == BASELINE):
             flag = "backbone_weights" if method.method is None else "student_backbone_weights"
             flags[flag] = pair.student_backbone_weights
         if method.method is None:
