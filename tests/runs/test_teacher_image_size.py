@@ -99,6 +99,22 @@ def test_the_teacher_is_taught_from_and_measured_at_its_own_size(scenes, tmp_pat
     assert cost > 2 * small.summary["teacher"]["cost"]["gflops"]
 
 
+def test_a_teacher_that_is_only_measured_is_never_asked_and_gets_no_images(scenes, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("asked")
+
+    made = []
+    datasets = building.datasets
+    monkeypatch.setattr(TeacherSide, "teach", refuse)
+    monkeypatch.setattr(building, "datasets", lambda *a, **k: made.append(datasets(*a, **k)) or made[-1])
+    result = qskd.distill(**options(tmp_path / "none", scenes, method="none"))
+    assert made
+    assert all(train.teacher_transform is None for train, _ in made)
+    teacher = result.summary["teacher"]
+    assert teacher["image_size"] == [128]
+    assert teacher["metrics"]["AP"] > 0.1
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -105,6 +105,12 @@ class Distillation(Job):
         shared = sum(record.path.resolve() in measured for record in unlabeled.dataset.index.images)
         return [f"warning: {shared} of the unlabelled images are validation images; AP will flatter"] if shared else []
 
+    @property
+    def is_teaching(self) -> bool:
+        """Whether a training step asks the teacher anything; `--method none` only measures it."""
+        weights = (self.settings.lapd.weight, self.settings.agfd.weight)
+        return any(weights) or self.pair.unlabeled is not None
+
     def _teachers_size(self) -> str:
         return "" if self.teacher.size == self.size else f"; for the teacher {in_words(self.teacher.size)}"
 
@@ -125,10 +131,11 @@ class Distillation(Job):
         return UnlabeledImages(dataset, batch, self.pair.unlabeled_threshold, sampled)
 
     def datasets(self) -> tuple[DetectionDataset, DetectionDataset | None]:
-        """Training and validation data; training images at the teacher's own size too, if it has one."""
+        """Training and validation data; training images at the size of a teacher that is asked, too, if it has one."""
         workers = loading_processes(self.config)
+        teacher_size = self.teacher.size if self.is_teaching else None
         train, val = building.datasets(
-            self.splits, self.data, self.size, self.config.seed, self.teacher.size, workers=workers
+            self.splits, self.data, self.size, self.config.seed, teacher_size, workers=workers
         )
         return self.teacher.prepare(train), val
 
@@ -166,13 +173,15 @@ class Distillation(Job):
         teacher_side.to(self.config.device)
         found = self.preflight(distiller, teacher_side, fingerprint) if check else None
         metrics = self.measured_teacher(found)
+        if not self.is_teaching:
+            teacher_side.to(torch.device("cpu"))
         return self.run(
             resume,
             kind="distill",
             method=method,
             identity=identity,
             distiller=distiller,
-            teacher=teacher_side if terms or unlabeled is not None else None,  # else nobody would listen
+            teacher=teacher_side if self.is_teaching else None,
             extra={
                 "teacher": {
                     "metrics": metrics,
@@ -225,11 +234,11 @@ class Distillation(Job):
                 preflight.check_teacher(found.teacher_metrics, found.teacher_images)
         batch = preflight.sample_batch(train_data, self.config.per_device_train_batch_size, known).to(device)
         autocast = _autocast(self.config)
+        asked = teacher if self.is_teaching else None
         found.terms = preflight.check_terms(
-            distiller, teacher, batch, same_weights=same, begins_alike="inherited" in self.began, autocast=autocast
+            distiller, asked, batch, same_weights=same, begins_alike="inherited" in self.began, autocast=autocast
         )
         found.warnings += [f"'{term.name}' begins at 0" for term in found.terms if not same and term.value == 0.0]
-        asked = teacher if distiller.terms or self.pair.unlabeled is not None else None
         found.seconds_per_step = self.config.gradient_accumulation_steps * preflight.time_step(
             distiller, asked, batch, autocast
         )

@@ -106,7 +106,7 @@ def check_teacher(metrics: dict[str, Any], images: int) -> None:
 
 def check_terms(
     distiller: Distiller,
-    teacher: Teacher,
+    teacher: Teacher | None,
     batch: Batch,
     *,
     same_weights: bool,
@@ -122,7 +122,7 @@ def check_terms(
         PreflightError: naming the part and what it was.
     """
     with _untouched(distiller), autocast():
-        teaching = teacher.teach(batch)
+        teaching = None if teacher is None else teacher.teach(batch)
         totals = distiller.totals([batch], [teaching])
         checks = []
         if distiller.detection_weight:
