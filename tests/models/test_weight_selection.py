@@ -33,7 +33,6 @@ class Joined(nn.Module):
         self.left, self.right = nn.Linear(3, width, bias=False), nn.Linear(3, width, bias=False)
         self.both = nn.Linear(2 * width, width, bias=False)
         self.norm = nn.BatchNorm1d(width)
-        self.sampling_offsets = nn.Linear(width, 2 * width)
         self.register_buffer("shape", torch.full((width,), 1.0 / width))
 
     def forward(self, values):
@@ -51,26 +50,69 @@ def test_a_wide_model_whose_odd_channels_are_dead_computes_what_the_narrow_one_t
         values = torch.randn(5, 3)
         inherit_weights(student, teacher, SELECTS)
         torch.testing.assert_close(student(values), teacher(values)[:, ::2])
-    for name in ("sampling_offsets.weight", "shape"):
-        assert torch.equal(student.state_dict()[name], before[name]), name
+    assert torch.equal(student.shape, before["shape"])
+
+
+def block_of(name, inputs, out, *parts):
+    parts = {part: nn.Identity() for part in parts}
+    layer = nn.ModuleDict({"conv": nn.Conv2d(inputs, out, 1, bias=False)})
+    return nn.ModuleDict({"pan_block": nn.ModuleDict(parts | {name: layer})})
 
 
 @pytest.mark.parametrize("name", ["conv4", "conv2"])
 def test_four_maps_side_by_side_give_their_own_channels(name):
     """D-FINE's and DEIMv2's necks: halves of 2 x 4 channels shrink to 2 x 2, two maps of 6 channels to 2."""
-
-    def block(out, inner):
-        layer = nn.ModuleDict({"conv": nn.Conv2d(2 * out + 2 * inner, out, 1, bias=False)})
-        return nn.ModuleDict({"pan_blocks": nn.ModuleList([nn.ModuleDict({name: layer})])})
-
-    teacher, student, wider = block(4, 6), block(2, 2), block(2, 7)
-    before = wider["pan_blocks"][0][name]["conv"].weight.clone()
+    teacher, student, wider = (
+        block_of(name, 2 * out + 2 * inner, out, "csp_rep1") for out, inner in ((4, 6), (2, 2), (2, 7))
+    )
+    before = wider["pan_block"][name]["conv"].weight.clone()
     for target in (student, wider):
         inherit_weights(target, teacher, SELECTS)
-    theirs = teacher["pan_blocks"][0][name]["conv"].weight
+    theirs = teacher["pan_block"][name]["conv"].weight
     columns = [0, 2, 4, 6, 8, 11, 14, 17]
-    assert torch.equal(student["pan_blocks"][0][name]["conv"].weight, theirs[[0, 2]][:, columns])
-    assert torch.equal(wider["pan_blocks"][0][name]["conv"].weight, before), "one of its maps is wider"
+    assert torch.equal(student["pan_block"][name]["conv"].weight, theirs[[0, 2]][:, columns])
+    assert torch.equal(wider["pan_block"][name]["conv"].weight, before), "one of its maps is wider"
+
+
+def test_two_maps_side_by_side_shrink_alike_whatever_goes_out():
+    """RT-DETR's necks, where the teacher's inner width is its D and the student's half of it."""
+    teacher, student = block_of("conv2", 8, 4, "bottlenecks"), block_of("conv2", 4, 1, "bottlenecks")
+    inherit_weights(student, teacher, SELECTS)
+    theirs = teacher["pan_block"]["conv2"]["conv"].weight
+    assert torch.equal(student["pan_block"]["conv2"]["conv"].weight, theirs[[0]][:, [0, 2, 4, 6]])
+
+
+class Deformable(nn.Module):
+    """What reads maps at points around a box."""
+
+    def __init__(self, width, heads, points):
+        super().__init__()
+        self.n_heads, self.n_levels, self.n_points = heads, len(points), points
+        rows = heads * sum(points)
+        self.sampling_offsets, self.attention_weights = nn.Linear(width, 2 * rows), nn.Linear(width, rows)
+
+
+def test_points_come_from_the_head_and_the_map_that_they_are_of():
+    """Three heads to two, width 6 to 4; the finest map falls away, the coarsest has more points than the teacher's."""
+    teacher, student = Deformable(6, 3, [1, 2, 1]), Deformable(4, 2, [2, 3])
+    with torch.no_grad():
+        for layer in (teacher.sampling_offsets, teacher.attention_weights):
+            layer.bias.copy_(torch.arange(len(layer.bias)))
+            layer.weight.copy_(100 * layer.bias[:, None] + torch.arange(6))
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+
+    report = inherit_weights(student, teacher, replace(SELECTS, finer=1, same_maps=False))
+
+    # The teacher's head h has points 4h (finest), 4h + 1, 4h + 2 (middle), 4h + 3. Heads 0 and 2 hold the middles.
+    weights = student.attention_weights
+    assert weights.bias[[0, 1, 5, 6]].tolist() == [1, 2, 9, 10]
+    assert weights.weight[5].tolist() == [900, 901, 903, 904], "columns 0, 1, 3 and 4 of six"
+    offsets = student.sampling_offsets
+    assert offsets.bias[[0, 1, 2, 3, 10, 11, 12, 13]].tolist() == [2, 3, 4, 5, 18, 19, 20, 21]
+    own = [2, 3, 4, 7, 8, 9]  # of the coarsest map
+    assert torch.equal(weights.weight[own], before["attention_weights.weight"][own])
+    assert torch.equal(offsets.bias[4:10], before["sampling_offsets.bias"][4:10])
+    assert report.inherited == 4 * 5 + 8 * 5
 
 
 def test_kernels_of_another_size_and_narrower_sources_give_nothing():
@@ -101,8 +143,12 @@ def test_a_student_without_the_finest_map_begins_with_what_sees_the_same_maps():
     assert torch.equal(head[[0, 2]], teachers[[4, 0], ::2])
     assert torch.equal(head[1], fresh["class_embed.2.weight"][1]), "the teacher knows no fox"
     for name in own:
-        if name.endswith(("num_points_scale", "reg_scale", ".up")) or "sampling_offsets" in name:
+        if name.endswith(("num_points_scale", "reg_scale", ".up")):
             assert torch.equal(own[name], fresh[name]), name
+        if name.endswith("sampling_offsets.bias"):  # by head, map, point and axis; [3, 6, 3] points to [6, 6]
+            mine, its = own[name].view(4, 12, 2), theirs[name].view(8, 12, 2)
+            assert torch.equal(mine[:, :6], its[1::2, 3:9]), name
+            assert torch.equal(mine[:, 6:], fresh[name].view(4, 12, 2)[:, 6:]), name
     assert 0.5 < report.inherited / report.total < 1
     assert "fox" in report.as_table()
 

@@ -1,13 +1,14 @@
 """Weights handed down from one model of a family to another, and the report of what arrived."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from qskd.models.classes import class_rows, copy_rows, is_class_layer
+from qskd.models.inheriting_points import point_rows
 from qskd.models.initialising import BACKBONE
 
 _QUERY_NAMES = r"query_position_embeddings|query_refpoint_embeddings|weight_embedding|reference_point_embed|query_feat"
@@ -19,9 +20,7 @@ _FROM_COARSE = re.compile(
 )  # modules of one map, by where counting begins
 _CONSTANTS = {"reg_scale", "up"}  # D-FINE's, parameters that are none
 _BY_POINT = re.compile(r"(sampling_offsets|attention_weights)$")  # rows by head, level and point: no channels
-_JOINING = re.compile(
-    r"\b(fpn|pan)_blocks\.\d+\.conv[24]\.conv$"
-)  # D-FINE's conv4 and DEIMv2's conv2, of four maps side by side
+_KERNEL = 4  # axes of a convolution's
 _ENCODER_LAYER = re.compile(r"(encoder(?:\.aifi\.\d+)?\.layers)\.(\d+)(?=\.|$)")
 
 _GROUPS: tuple[tuple[str, re.Pattern[str]], ...] = (
@@ -130,15 +129,19 @@ def inherit_weights(target: nn.Module, source: nn.Module, lineage: Lineage) -> I
     Source: Xu et al. 2024, "Initializing Models with Larger Ones" (arXiv 2311.18823), for the channels: its uniform
     selection.
     """
-    modules = dict(source.named_modules(remove_duplicate=False))
+    mine, theirs = (dict(model.named_modules(remove_duplicate=False)) for model in (target, source))
     taken: dict[int, int] = {}  # weights copied, by the address of the target's tensor
-    for name, module in target.named_modules(remove_duplicate=False):
-        if not lineage.backbone and BACKBONE.search(f"{name}."):
-            continue
-        origin = modules.get(lineage.source_name(name), modules.get(name) if lineage.same_maps else None)
+    for name, module in mine.items():
+        origin = _origin(name, theirs, lineage)
         if origin is None:
             continue
-        for tensor, count in _copy_module(name, module, origin, lineage):
+        if _BY_POINT.search(name):
+            rows = point_rows(mine[_holder(name)], theirs[_holder(origin)], lineage.finer, name.endswith("offsets"))
+            copied = _copy_points(module, theirs[origin], rows)
+        else:
+            joins = "csp_rep1" in theirs[_holder(_holder(origin))]._modules  # D-FINE's and DEIMv2's necks
+            copied = _copy_module(name, module, theirs[origin], lineage, joins)
+        for tensor, count in copied:
             taken[tensor.data_ptr()] = count
     return InheritReport(_count(target, taken))
 
@@ -148,12 +151,36 @@ def nothing_inherited(model: nn.Module) -> InheritReport:
     return InheritReport(_count(model, {}))
 
 
-def _copy_module(name: str, module: nn.Module, origin: nn.Module, lineage: Lineage) -> list[tuple[Tensor, int]]:
+def _origin(name: str, source: Mapping[str, nn.Module], lineage: Lineage) -> str | None:
+    """The name of the source's module that one of the target's begins as."""
+    if not lineage.backbone and BACKBONE.search(f"{name}."):
+        return None
+    names = [lineage.source_name(name), *([name] if lineage.same_maps else [])]
+    return next((one for one in names if one in source), None)
+
+
+def _holder(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _copy_points(module: nn.Module, origin: nn.Module, rows: Sequence[int]) -> list[tuple[Tensor, int]]:
+    """Rows of points, computed from evenly spaced channels of the query."""
+    assert isinstance(module, nn.Linear)
+    assert isinstance(origin, nn.Linear)
+    if module.in_features > origin.in_features:
+        return []
+    columns = _with_channels(origin.weight, module.weight.shape, 1)
+    return copy_rows([(module.weight, columns), (module.bias, origin.bias)], rows)
+
+
+def _copy_module(
+    name: str, module: nn.Module, origin: nn.Module, lineage: Lineage, joins: bool
+) -> list[tuple[Tensor, int]]:
     own, theirs = _own_state(module), _own_state(origin)
     if own.keys() != theirs.keys():
         return []
-    comparable = _comparable(name, module, own, lineage)
-    pairs = _selected(name, [(own[key], theirs[key]) for key in comparable])
+    comparable = _comparable(module, own, lineage)
+    pairs = _selected(name, [(own[key], theirs[key]) for key in comparable], joins)
     equal = [(own[key], own[key].numel()) for key in own.keys() - comparable if torch.equal(own[key], theirs[key])]
     return equal + _copy_pairs(name, pairs, lineage)
 
@@ -174,24 +201,20 @@ def _copy_pairs(name: str, pairs: list[tuple[Tensor, Tensor]], lineage: Lineage)
     return [(mine, mine.numel()) for mine, _ in pairs]
 
 
-def _comparable(name: str, module: nn.Module, own: Mapping[str, Tensor], lineage: Lineage) -> list[str]:
-    """What of a module means the same in both models: no constants, nothing by map or point where maps differ."""
-    if _BY_POINT.search(name) and not lineage.same_maps:
-        return []
+def _comparable(module: nn.Module, own: Mapping[str, Tensor], lineage: Lineage) -> list[str]:
+    """What of a module means the same in both models: no constants, nothing by map where maps differ."""
     left_out = set() if lineage.same_maps else {"level_embed"}
     if "running_mean" not in own:  # else buffers describe the model's own shape
         left_out |= own.keys() - module._parameters.keys() | _CONSTANTS
     return [key for key in own if key not in left_out]
 
 
-def _selected(name: str, pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+def _selected(name: str, pairs: list[tuple[Tensor, Tensor]], joins: bool) -> list[tuple[Tensor, Tensor]]:
     """The source's tensors with as many channels as the target's, evenly spaced; as they are where that cannot be."""
     by_row = is_class_layer(name) or bool(_QUERIES.search(name))  # rows are chosen by class name and by place
-    if _BY_POINT.search(name):
-        return pairs
     if any(mine.dim() != other.dim() or not _fits(mine.shape[by_row:], other.shape[by_row:]) for mine, other in pairs):
         return pairs
-    if _JOINING.search(name):
+    if joins and pairs and pairs[0][0].dim() == _KERNEL:
         return [(mine, _with_joined_channels(other, mine.shape)) for mine, other in pairs]
     return [(mine, _with_channels(other, mine.shape, by_row)) for mine, other in pairs]
 
@@ -214,7 +237,7 @@ def _with_joined_channels(kernel: Tensor, shape: torch.Size) -> Tensor:
     Two halves of twice as many channels as go out lie before two other maps, which shrink by another factor.
     """
     split, theirs = 2 * shape[0], 2 * kernel.shape[0]
-    if shape[1] <= split:  # DEIMv2's conv4 and D-FINE's conv2, of one map
+    if shape[1] <= split:  # the others of the block, of one map
         return _with_channels(kernel, shape, 0)
     if shape[1] - split > kernel.shape[1] - theirs:
         return kernel
