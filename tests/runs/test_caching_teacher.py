@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import qskd
 from builders_runs import edited, entries_of, tiny_run
@@ -16,6 +17,7 @@ from builders_trainer import dataset
 from qskd.cli import main
 from qskd.data import transforms
 from qskd.data.batch import collate
+from qskd.data.synthetic import draw_dataset
 from qskd.errors import CheckpointError, ConfigError, Interrupted
 from qskd.lessons import cache as lessons
 from qskd.lessons.shards import sealed, write_shard
@@ -271,6 +273,20 @@ def test_image_files_that_have_changed_are_refused(kept, scenes, tmp_path):
     path.write_bytes(path.read_bytes() + b"more")
     with pytest.raises(CheckpointError, match=r"training images: the cache has .*their files have changed"):
         open_recorded(pair, splits, data, settings, None)
+
+
+def test_a_run_that_learns_nothing_from_the_cache_sees_the_images_that_were_cached(tmp_path, tiny_folders):
+    """Coarse noise, which looks otherwise where it is made at the student's size and not at the teacher's."""
+    noisy = tmp_path / "noisy"
+    draw_dataset(noisy, train=4, val=2, size=256, seed=3)
+    for path in noisy.rglob("*.jpg"):
+        noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((256, 256), Image.Resampling.NEAREST).save(path, quality=95)
+    own = {"image_size": 32, "teacher_image_size": 256}
+    cache = qskd.cache_teacher(**cache_options(tmp_path / "cache", noisy, tiny_folders, **own))
+    for method in ("qskd", "none"):
+        given = run_options(tmp_path / method, noisy, tiny_folders, teacher_cache=cache.folder, image_size=32)
+        assert qskd.distill(**given, method=method).metrics is not None
 
 
 def test_augmentation_that_draws_other_colours_is_refused(copy, scenes, tiny_folders, tmp_path, monkeypatch):

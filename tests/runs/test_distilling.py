@@ -193,6 +193,14 @@ def test_a_run_goes_on_with_the_precision_and_frame_that_its_teacher_began_with(
         qskd.distill(**(given | {"teacher_box_frame": "canvas", "resume_from_checkpoint": True, "max_steps": 2}))
 
 
+def test_a_derived_run_goes_on_with_the_start_that_it_had(scenes, tiny_folders, tmp_path):
+    shape = {"student": None, "student_num_queries": 7, "save_strategy": "steps", "save_steps": 1}
+    given = tiny(tmp_path / "run", scenes, tiny_folders, **shape)
+    qskd.distill(**given)
+    with pytest.raises(CheckpointError, match="begins anew"):
+        qskd.distill(**(given | {"inherit": False, "resume_from_checkpoint": True, "max_steps": 2}))
+
+
 def assert_refused(given, kind, told):
     """Refused before the first step; then, with the mistake mended, the same folder will do."""
     with pytest.raises(kind, match=told):

@@ -18,6 +18,7 @@ from qskd.errors import ConfigError
 from qskd.runs import building
 from qskd.runs.options import DataOptions, PairOptions
 
+SMALL, LARGE = ImageSize(square=64), ImageSize(square=128)
 TEACHER = Path(qskd.__file__).parent / "assets" / "demo_teacher"
 
 
@@ -110,6 +111,8 @@ def test_a_teacher_that_is_only_measured_is_never_asked_and_gets_no_images(scene
     result = qskd.distill(**options(tmp_path / "none", scenes, method="none"))
     assert made
     assert all(train.teacher_transform is None for train, _ in made)
+    both, _ = datasets(building.open_splits(DataOptions(data=str(scenes))), DataOptions(), SMALL, 3, LARGE)
+    assert {train.decode_at_least for train, _ in made} == {both.decode_at_least}, "the student's pixels are the same"
     teacher = result.summary["teacher"]
     assert teacher["image_size"] == [128]
     assert teacher["metrics"]["AP"] > 0.1

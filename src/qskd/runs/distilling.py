@@ -131,13 +131,18 @@ class Distillation(Job):
         return UnlabeledImages(dataset, batch, self.pair.unlabeled_threshold, sampled)
 
     def datasets(self) -> tuple[DetectionDataset, DetectionDataset | None]:
-        """Training and validation data; training images at the size of a teacher that is asked, too, if it has one."""
+        """Training and validation data; training images at the teacher's own size too, if it has one and is asked.
+
+        Images are decoded as if it were, so that the student sees the same with every method.
+        """
         workers = loading_processes(self.config)
-        teacher_size = self.teacher.size if self.is_teaching else None
         train, val = building.datasets(
-            self.splits, self.data, self.size, self.config.seed, teacher_size, workers=workers
+            self.splits, self.data, self.size, self.config.seed, self.teacher.size, workers=workers
         )
-        return self.teacher.prepare(train), val
+        train = self.teacher.prepare(train)
+        if not self.is_teaching:
+            train.teacher_transform = None
+        return train, val
 
     def start(self, resume: Path | None, notes: Sequence[str], *, check: bool, method: str) -> RunResult:
         """Build terms, check, train."""
@@ -150,6 +155,8 @@ class Distillation(Job):
         facts |= {"unlabelled images": None, "unlabelled learning": None}
         # None for a student that never did: what a checkpoint from before configurations began so says.
         facts["inherits"] = True if self.pair.student is not None and "inherited" in self.began else None
+        # The same for a derived one, which used to begin with the teacher's weights always.
+        facts["begins anew"] = True if self.pair.student is None and not self.pair.inherit else None
         unlabeled = self.unlabeled()
         if unlabeled is not None:
             self.tell(*self._shared_with_validation(unlabeled))

@@ -54,7 +54,7 @@ def make_student(
         )
     if teacher is None:
         raise ConfigError(
-            "A student is derived from the teacher's weights, which no cache holds: give --teacher beside "
+            "A student is derived from the teacher's configuration, which no cache holds: give --teacher beside "
             "--teacher_cache (it is let go of before training), or --student."
         )
     student, report = derive_student(teacher, shape, class_names=class_names, inherit=pair.inherit, seed=seed)
@@ -121,7 +121,8 @@ def start_of(source: str, opened: DetrAdapter, backbone: str | None = None) -> d
 
 def _taken(pair: PairOptions, student: DetrAdapter, teacher: DetrAdapter, report: InheritReport) -> dict[str, str]:
     """The start of a student that was derived from its teacher, or took its weights; the same for all seeds."""
-    weights = f"weights of teacher {weights_fingerprint(teacher.model)[:_DIGITS]}" if pair.inherit else "random weights"
+    theirs = f"weights of teacher {weights_fingerprint(teacher.model)[:_DIGITS]}"
+    weights = theirs if report.inherited else "random weights"
     share = {"inherited": f"{report.inherited / report.total:.4f}"} if report.inherited else {}
     return _start(weights + _backbone(pair.student_backbone_weights), student) | share
 
