@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qskd.data.index import DetectionIndex
-from qskd.data.mending import Mended, mend
+from qskd.data.mended import Mended
+from qskd.data.mending import mend
 
 
 def picture(folder: Path, name: str, width: int = 100, height: int = 80) -> None:

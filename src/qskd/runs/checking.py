@@ -11,7 +11,8 @@ from qskd.data.findings import Finding, Group, grouped
 from qskd.data.formats.layout import Source, is_image, missing_split
 from qskd.data.image_facts import ImageFacts, alike, facts_of
 from qskd.data.index import ImageRecord
-from qskd.data.mending import Mended, mend, with_boxes
+from qskd.data.mended import Mended
+from qskd.data.mending import mend, with_boxes
 from qskd.data.statistics import SplitStatistics, statistics_of
 from qskd.data.writing import ImageFolder, claim_folder, is_plain, suffix_of, write_annotations
 from qskd.errors import DataError
