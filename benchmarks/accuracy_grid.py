@@ -36,7 +36,7 @@ class Pair:
     student: str  # configuration, a file of the repository
     teacher: str | None = None  # configuration
     trained: str | None = None  # a teacher that needs no training, instead
-    student_backbone_weights: str | None = None  # hub id, for backbones that do not begin as the teacher's
+    student_backbone_weights: str | None = None  # hub id, for what does not begin as the teacher
     other_family: bool = False  # whether the student has nothing to inherit from the teacher
     teacher_flags: Flags = field(default_factory=dict)
     student_flags: Flags = field(default_factory=dict)
@@ -58,7 +58,8 @@ class Method:
     @property
     def start(self) -> str:
         """The method that begins as this one does and learns from labels alone."""
-        return BASELINE if self.method is None or self.flags.get("inherit") is False else INHERITANCE
+        anew = str(self.flags.get("inherit")).lower() == "false"  # also as it is written in brackets
+        return BASELINE if self.method is None or anew else INHERITANCE
 
 
 @dataclass(frozen=True, slots=True)

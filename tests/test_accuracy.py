@@ -119,7 +119,7 @@ def test_a_backbone_of_its_own_begins_what_does_not_begin_as_the_teacher(parts, 
     weights = grid.pairs["d_fine_lite"].student_backbone_weights
     assert weights is not None
     given = {}
-    for method in ("none", "inheritance", "qskd", "qskd_from_scratch"):
+    for method in ("none", "inheritance", "qskd", "qskd_from_scratch", "qskd[inherit=false]"):
         words = list(place.task(parts["grid"].Cell("aquarium", "d_fine_lite", method, 0)).command[1:])
         options = dict(zip(words[::2], words[1::2], strict=True))
         given[method] = [(name, value) for name, value in options.items() if name.endswith("backbone_weights")]
@@ -128,6 +128,7 @@ def test_a_backbone_of_its_own_begins_what_does_not_begin_as_the_teacher(parts, 
         "inheritance": [],
         "qskd": [],
         "qskd_from_scratch": [("--student_backbone_weights", weights)],
+        "qskd[inherit=false]": [("--student_backbone_weights", weights)],
     }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import DeformableDetrConfig
 
 from builders import FAMILY_OF, MODELS, batch_for
 from qskd.errors import ConfigError
@@ -87,7 +88,7 @@ class Deformable(nn.Module):
 
     def __init__(self, width, heads, points):
         super().__init__()
-        self.n_heads, self.n_levels, self.n_points = heads, len(points), points
+        self.n_heads, self.n_levels, self.n_points, self.config = heads, len(points), points, None
         rows = heads * sum(points)
         self.sampling_offsets, self.attention_weights = nn.Linear(width, 2 * rows), nn.Linear(width, rows)
 
@@ -113,6 +114,50 @@ def test_points_come_from_the_head_and_the_map_that_they_are_of():
     assert torch.equal(weights.weight[own], before["attention_weights.weight"][own])
     assert torch.equal(offsets.bias[4:10], before["sampling_offsets.bias"][4:10])
     assert report.inherited == 4 * 5 + 8 * 5
+
+
+@pytest.mark.parametrize(("mine", "theirs", "factor"), [(0.5, 0.5, 1.0), (0.25, 0.5, 2.0), (1.0, 0.5, 0.5)])
+def test_offsets_reach_as_far_where_they_are_scaled_otherwise(mine, theirs, factor):
+    teacher, student = Deformable(4, 2, [2]), Deformable(4, 2, [2])
+    teacher.offset_scale, student.offset_scale = theirs, mine
+    inherit_weights(student, teacher, SELECTS)
+    for name, scale in (("sampling_offsets", factor), ("attention_weights", 1.0)):
+        one, other = student.get_submodule(name), teacher.get_submodule(name)
+        torch.testing.assert_close(one.weight, scale * other.weight, rtol=0, atol=0)
+        torch.testing.assert_close(one.bias, scale * other.bias, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "mine", "expected"),
+    [
+        ({"with_box_refine": True}, {"with_box_refine": True}, [0, 2]),  # 2, 4 and 4 numbers; 2 and 4
+        ({"with_box_refine": True, "two_stage": True}, {"with_box_refine": True, "two_stage": True}, [1, 2]),
+        ({}, {}, [1, 2]),  # points throughout
+        ({"with_box_refine": True}, {}, [0, 0]),
+        ({}, {"with_box_refine": True}, [1, None]),
+    ],
+)
+def test_offsets_from_points_and_from_boxes_are_not_mixed(theirs, mine, expected):
+    def built(layers, options):
+        config = DeformableDetrConfig.from_pretrained(CONFIGS / "deformable_detr_tiny.json")
+        config.update({"decoder_layers": layers, "with_box_refine": False, **options})
+        return new_model(config, NAMES)
+
+    teacher, student = built(3, theirs), built(2, mine)
+    own, its = ([layer.encoder_attn for layer in one.model.model.decoder.layers] for one in (student, teacher))
+    with torch.no_grad():
+        for layer, attention in enumerate(its):
+            attention.sampling_offsets.bias.fill_(100.0 + layer)
+            attention.attention_weights.bias.fill_(100.0 + layer)
+    before = [attention.sampling_offsets.bias.clone() for attention in own]
+
+    select_weights(student, teacher, NAMES)
+
+    for layer, origin in enumerate(expected):
+        bias = own[layer].sampling_offsets.bias
+        wanted = before[layer] if origin is None else torch.full_like(bias, 100.0 + origin)
+        assert torch.equal(bias, wanted), layer
+        assert torch.equal(own[layer].attention_weights.bias, its[layer + 1].attention_weights.bias)
 
 
 def test_kernels_of_another_size_and_narrower_sources_give_nothing():

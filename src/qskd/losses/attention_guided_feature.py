@@ -11,7 +11,7 @@ from qskd.errors import ConfigError
 from qskd.losses.feature_distance import weighted_distance
 from qskd.losses.term import Lesson, Prepared, StudentAnswer
 from qskd.models.adapter import Need
-from qskd.models.inheriting import evenly_spaced
+from qskd.models.channels import evenly_spaced
 from qskd.models.view import DetrView
 from qskd.selection.groups import QueryGroups, Role
 

@@ -1,14 +1,15 @@
 """Weights handed down from one model of a family to another, and the report of what arrived."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from qskd.models.channels import evenly_spaced, with_channels
 from qskd.models.classes import class_rows, copy_rows, is_class_layer
-from qskd.models.inheriting_points import point_rows
+from qskd.models.inheriting_points import copy_points
 from qskd.models.initialising import BACKBONE
 
 _QUERY_NAMES = r"query_position_embeddings|query_refpoint_embeddings|weight_embedding|reference_point_embed|query_feat"
@@ -136,8 +137,7 @@ def inherit_weights(target: nn.Module, source: nn.Module, lineage: Lineage) -> I
         if origin is None:
             continue
         if _BY_POINT.search(name):
-            rows = point_rows(mine[_holder(name)], theirs[_holder(origin)], lineage.finer, name.endswith("offsets"))
-            copied = _copy_points(module, theirs[origin], rows)
+            copied = copy_points((name, mine, target), (origin, theirs, source), lineage.finer)
         else:
             joins = "csp_rep1" in theirs[_holder(_holder(origin))]._modules  # D-FINE's and DEIMv2's necks
             copied = _copy_module(name, module, theirs[origin], lineage, joins)
@@ -161,16 +161,6 @@ def _origin(name: str, source: Mapping[str, nn.Module], lineage: Lineage) -> str
 
 def _holder(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def _copy_points(module: nn.Module, origin: nn.Module, rows: Sequence[int]) -> list[tuple[Tensor, int]]:
-    """Rows of points, computed from evenly spaced channels of the query."""
-    assert isinstance(module, nn.Linear)
-    assert isinstance(origin, nn.Linear)
-    if module.in_features > origin.in_features:
-        return []
-    columns = _with_channels(origin.weight, module.weight.shape, 1)
-    return copy_rows([(module.weight, columns), (module.bias, origin.bias)], rows)
 
 
 def _copy_module(
@@ -216,19 +206,13 @@ def _selected(name: str, pairs: list[tuple[Tensor, Tensor]], joins: bool) -> lis
         return pairs
     if joins and pairs and pairs[0][0].dim() == _KERNEL:
         return [(mine, _with_joined_channels(other, mine.shape)) for mine, other in pairs]
-    return [(mine, _with_channels(other, mine.shape, by_row)) for mine, other in pairs]
+    return [(mine, with_channels(other, mine.shape, by_row)) for mine, other in pairs]
 
 
 def _fits(mine: torch.Size, theirs: torch.Size) -> bool:
     """Whether channels are no more, and kernels, or the places of embeddings, the same."""
     fixed = slice(0, 2) if len(mine) == 3 else slice(2, None)
     return mine[fixed] == theirs[fixed] and all(ours <= other for ours, other in zip(mine, theirs, strict=True))
-
-
-def _with_channels(tensor: Tensor, shape: torch.Size, first: int) -> Tensor:
-    for dim in range(first, tensor.dim()):
-        tensor = tensor.index_select(dim, evenly_spaced(shape[dim], tensor.shape[dim]).to(tensor.device))
-    return tensor
 
 
 def _with_joined_channels(kernel: Tensor, shape: torch.Size) -> Tensor:
@@ -238,18 +222,13 @@ def _with_joined_channels(kernel: Tensor, shape: torch.Size) -> Tensor:
     """
     split, theirs = 2 * shape[0], 2 * kernel.shape[0]
     if shape[1] <= split:  # the others of the block, of one map
-        return _with_channels(kernel, shape, 0)
+        return with_channels(kernel, shape, 0)
     if shape[1] - split > kernel.shape[1] - theirs:
         return kernel
     first = evenly_spaced(split, theirs)
     rest = theirs + evenly_spaced(shape[1] - split, kernel.shape[1] - theirs)
     rows = kernel.index_select(0, evenly_spaced(shape[0], kernel.shape[0]).to(kernel.device))
     return rows.index_select(1, torch.cat([first, rest]).to(kernel.device))
-
-
-def evenly_spaced(count: int, channels: int) -> Tensor:
-    """[count] long: which of a teacher's channels a narrower student's begin as."""
-    return torch.arange(count) * channels // count
 
 
 def _query_rows(target: int, source: int, groups: int) -> list[int]:

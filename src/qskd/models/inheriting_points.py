@@ -1,17 +1,80 @@
 """Which sampling points of a teacher's deformable attention a student's begin as."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-_COORDINATES = 2
+from qskd.models.channels import with_channels
+from qskd.models.classes import copy_rows
+
+_Layer = tuple[str, Mapping[str, nn.Module], Any]  # its name, the modules of its model, the model
+_AXES = 2
+_DECODER = re.compile(r"\bdecoder\.layers\.(\d+)(?=\.|$)")
+
+
+def copy_points(to: _Layer, of: _Layer, finer: int) -> list[tuple[Tensor, int]]:
+    """Copy what says where a deformable attention looks, or how much each place counts, as far as both have the same.
+
+    Args:
+        to: the layer that is changed.
+        of: the layer that it comes from.
+        finer: how many maps its model has that are finer than the other's.
+
+    Returns:
+        Every tensor of the layer with the number of its elements that were copied.
+    """
+    is_offset = to[0].endswith("offsets")
+    origin = _offset_origin(to, of) if is_offset else of[0]
+    if origin is None:
+        return []
+    (mine, module), (theirs, its) = (
+        (of_one[_holder(name)], of_one[name]) for name, of_one in (to[:2], (origin, of[1]))
+    )
+    if not (isinstance(module, nn.Linear) and isinstance(its, nn.Linear) and hasattr(theirs, "n_heads")):
+        return []
+    if module.in_features > its.in_features:
+        return []
+    scale = _scale(theirs) / _scale(mine) if is_offset else 1.0
+    columns = with_channels(its.weight, module.weight.shape, 1)
+    pairs = [(module.weight, scale * columns), (module.bias, scale * its.bias)]
+    return copy_rows(pairs, point_rows(mine, theirs, finer, is_offset))
+
+
+def _holder(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _scale(attention: nn.Module) -> float:
+    """What offsets are multiplied by, beyond what all models of the family share."""
+    return float(getattr(attention, "offset_scale", 1.0))
+
+
+def _offset_origin(to: _Layer, of: _Layer) -> str | None:
+    """The source's layer whose offsets mean the same as those of the target's layer; None where there is none.
+
+    Offsets from a point are in cells of a map, offsets from a box in shares of the box. A refining Deformable DETR
+    starts with points and goes on with boxes: its first layer begins as the first, whichever the others begin as.
+    """
+    wanted = _is_from_box(to[0], to[2].config)
+    names = of[0], _DECODER.sub("decoder.layers.0", of[0])
+    return next((name for name in names if _is_from_box(name, of[2].config) == wanted), None)
+
+
+def _is_from_box(name: str, config: Any) -> bool:
+    layer = _DECODER.search(name)
+    if layer is None or config.model_type != "deformable_detr":
+        return layer is not None
+    return config.two_stage or (config.with_box_refine and int(layer[1]) > 0)
 
 
 def point_rows(mine: nn.Module, theirs: nn.Module, finer: int, is_offset: bool) -> list[int]:
     """The source row of each row of a layer that says where heads look, or how much each of the places counts.
 
     Rows lie by head, map and point. A head begins as the one whose channels its own middle channel is taken from; a map
-    as the one of its stride; points only where a map has as many in both, since offsets are in shares of that number.
+    as the one of its stride; points only where a map has as many in both, since offsets from a box are in shares of
+    that number.
 
     Args:
         mine: the student's deformable attention, which holds the layer.
@@ -43,4 +106,4 @@ def _layout(attention: nn.Module) -> tuple[int, list[int]]:
 
 
 def _by_coordinate(rows: Sequence[int]) -> list[int]:
-    return [row if row < 0 else _COORDINATES * row + axis for row in rows for axis in range(_COORDINATES)]
+    return [row if row < 0 else _AXES * row + axis for row in rows for axis in range(_AXES)]

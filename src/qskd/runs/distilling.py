@@ -155,7 +155,7 @@ class Distillation(Job):
         facts |= {"unlabelled images": None, "unlabelled learning": None}
         # None for a student that never did: what a checkpoint from before configurations began so says.
         facts["inherits"] = True if self.pair.student is not None and "inherited" in self.began else None
-        # The same for a derived one, which used to begin with the teacher's weights always.
+        # The same for a derived one, which begins with the teacher's weights if nothing else is said.
         facts["begins anew"] = True if self.pair.student is None and not self.pair.inherit else None
         unlabeled = self.unlabeled()
         if unlabeled is not None:
