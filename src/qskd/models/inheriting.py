@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qskd.models.channels import evenly_spaced, with_channels
 from qskd.models.classes import class_rows, copy_rows, is_class_layer
-from qskd.models.inheriting_points import copy_points
+from qskd.models.inheriting_points import copy_points, holder
 from qskd.models.initialising import BACKBONE
 
 _QUERY_NAMES = r"query_position_embeddings|query_refpoint_embeddings|weight_embedding|reference_point_embed|query_feat"
@@ -21,7 +21,7 @@ _FROM_COARSE = re.compile(
 )  # modules of one map, by where counting begins
 _CONSTANTS = {"reg_scale", "up"}  # D-FINE's, parameters that are none
 _BY_POINT = re.compile(r"(sampling_offsets|attention_weights)$")  # rows by head, level and point: no channels
-_KERNEL = 4  # axes of a convolution's
+_KERNEL = 4  # axes of a convolution's weight
 _ENCODER_LAYER = re.compile(r"(encoder(?:\.aifi\.\d+)?\.layers)\.(\d+)(?=\.|$)")
 
 _GROUPS: tuple[tuple[str, re.Pattern[str]], ...] = (
@@ -139,7 +139,7 @@ def inherit_weights(target: nn.Module, source: nn.Module, lineage: Lineage) -> I
         if _BY_POINT.search(name):
             copied = copy_points((name, mine, target), (origin, theirs, source), lineage.finer)
         else:
-            joins = "csp_rep1" in theirs[_holder(_holder(origin))]._modules  # D-FINE's and DEIMv2's necks
+            joins = "csp_rep1" in theirs[holder(holder(origin))]._modules  # D-FINE's and DEIMv2's necks
             copied = _copy_module(name, module, theirs[origin], lineage, joins)
         for tensor, count in copied:
             taken[tensor.data_ptr()] = count
@@ -157,10 +157,6 @@ def _origin(name: str, source: Mapping[str, nn.Module], lineage: Lineage) -> str
         return None
     names = [lineage.source_name(name), *([name] if lineage.same_maps else [])]
     return next((one for one in names if one in source), None)
-
-
-def _holder(name: str) -> str:
-    return name.rpartition(".")[0]
 
 
 def _copy_module(

@@ -29,9 +29,8 @@ def copy_points(to: _Layer, of: _Layer, finer: int) -> list[tuple[Tensor, int]]:
     origin = _offset_origin(to, of) if is_offset else of[0]
     if origin is None:
         return []
-    (mine, module), (theirs, its) = (
-        (of_one[_holder(name)], of_one[name]) for name, of_one in (to[:2], (origin, of[1]))
-    )
+    mine, module = to[1][holder(to[0])], to[1][to[0]]
+    theirs, its = of[1][holder(origin)], of[1][origin]
     if not (isinstance(module, nn.Linear) and isinstance(its, nn.Linear) and hasattr(theirs, "n_heads")):
         return []
     if module.in_features > its.in_features:
@@ -42,7 +41,8 @@ def copy_points(to: _Layer, of: _Layer, finer: int) -> list[tuple[Tensor, int]]:
     return copy_rows(pairs, point_rows(mine, theirs, finer, is_offset))
 
 
-def _holder(name: str) -> str:
+def holder(name: str) -> str:
+    """The name of the module that holds the one of this name; the model's own is empty."""
     return name.rpartition(".")[0]
 
 
