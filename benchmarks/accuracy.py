@@ -60,18 +60,16 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _search(place: Workplace, cells: Sequence[Cell], options: argparse.Namespace) -> int:
-    """The trials of what learns from labels alone first: they choose the learning rate of all that begin alike."""
+    """The trials of the search, then those of the sweeps, at the learning rates that it has chosen."""
     trials = place.grid.search_cells(cells) if options.search else []
-    trials += place.grid.sweep_cells(cells) if options.sweeps else []
-    first, then = (
-        [cell for cell in trials if place.grid.method(cell.method).learns_alone is one] for one in (True, False)
-    )
-    finished = [_carry_out(place, first, options)]
-    left = [task.name for task in place.tasks(first).values() if state_of(task) in ("open", "begun")]
-    if left and not (options.list or options.dry_run):
-        print(f"the search goes on when these are done, which choose its learning rate: {', '.join(left)}")
-    else:
-        finished.append(_carry_out(place, then, options))
+    finished = [_carry_out(place, trials, options)] if trials else []
+    left = [cell.name for cell in trials if state_of(place.task(cell)) in ("open", "begun")]
+    if left and options.sweeps and not (options.list or options.dry_run):
+        print(f"the sweeps wait for these, which choose their learning rate: {', '.join(left)}")
+    elif options.sweeps:
+        sweeps = place.sweep_cells(cells)
+        finished.append(_carry_out(place, sweeps, options))
+        trials += sweeps
     for cell in dict.fromkeys(trials):
         ap = ap_of(place.runs / cell.name)
         print(f"{'-' if ap is None else format(100 * ap, '.1f'):>6}  {cell.name}")

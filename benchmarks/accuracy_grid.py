@@ -9,7 +9,6 @@ from typing import Any
 from qskd.errors import ConfigError
 
 BASELINE = "none"
-INHERITANCE = "inheritance"
 _NAME = re.compile(r"(?P<base>[^\[\]/]+)(\[(?P<flags>[^\[\]/]*)\])?")
 
 Flags = Mapping[str, Any]
@@ -56,15 +55,14 @@ class Method:
         return self.method in (None, "none")
 
     @property
-    def start(self) -> str:
-        """The method that begins as this one does and learns from labels alone."""
-        anew = str(self.flags.get("inherit")).lower() == "false"  # also as it is written in brackets
-        return BASELINE if self.method is None or anew else INHERITANCE
+    def begins_anew(self) -> bool:
+        """Whether it begins with random weights even where the teacher's would fit."""
+        return self.method is None or str(self.flags.get("inherit")).lower() == "false"  # also as written in brackets
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """The choice of one factor for every method, on a part of the training split."""
+    """The choice of every method's learning rate, on a part of the training split."""
 
     holdout: float
     seed: int
@@ -82,7 +80,7 @@ class Cell:
     method: str
     seed: int
     curve: int = 0  # how often AP is measured during training
-    search: float | None = None  # the factor that this cell tries on the held-out part
+    search: float | None = None  # the factor on the learning rate that this cell tries on the held-out part
 
     @property
     def name(self) -> str:
@@ -161,33 +159,17 @@ class Grid:
                 return block.curve
         return 0
 
-    def sweep_cells(self, cells: Iterable[Cell]) -> list[Cell]:
-        """Trials of the sweeps' methods, and of those that they vary, in the rows of these cells."""
-        if self.search is None:
-            return []
-        rows = dict.fromkeys((cell.dataset, cell.pair) for cell in cells)
-        names = dict.fromkeys([*map(self.searched_as, self.sweeps), *self.sweeps])
-        return [Cell(dataset, pair, method, self.search.seed, search=1.0) for dataset, pair in rows for method in names]
-
     def search_cells(self, cells: Iterable[Cell]) -> list[Cell]:
-        """The trials that choose the factors of these cells' methods, and before them those of their learning rate."""
+        """The trials that choose the learning rates of these cells' methods."""
         if self.search is None:
             return []
-        rows = [
-            (cell.dataset, cell.pair, method)
-            for cell in cells
-            for method in (self.pacemaker(cell), self.searched_as(cell.method))
-        ]
+        rows = dict.fromkeys((cell.dataset, cell.pair, self.searched_as(cell.method)) for cell in cells)
         return [
             Cell(dataset, pair, method, self.search.seed, search=factor)
-            for dataset, pair, method in dict.fromkeys(rows)
+            for dataset, pair, method in rows
             for factor in self.search.factors
             if method in self.search.methods
         ]
-
-    def pacemaker(self, cell: Cell) -> str:
-        """The method at whose learning rate a cell learns: what begins as it does and learns from labels alone."""
-        return BASELINE if self.pairs[cell.pair].other_family else self.method(cell.method).start
 
     def searched_as(self, method: str) -> str:
         """The method whose search a method shares: that without the flags in brackets."""

@@ -29,8 +29,8 @@ class Record:
     steps: int
     commit: str  # with a plus where files differed from it
     device: str
-    searched: bool  # whether the factor was chosen on held-out training images
-    factor: float  # on the weights of the terms, without a teacher on the learning rate
+    searched: bool  # whether the learning rate was chosen on held-out training images
+    factor: float  # on the learning rate; until commit cd24c14, of a distilled student on its terms' weights
     learning_rate: float | None
     teacher: str | None  # fingerprint of its weights
     teacher_ap: float | None

@@ -210,14 +210,17 @@ def _notes(table: Table) -> list[str]:
     for name, what in (("changed", "trained with other settings than the grid now says"),):
         count = sum(getattr(record, name) for record in records)
         notes += [f"{count} of {len(records)} cells were {what}."] if count else []
+    rates = {(record.method, record.learning_rate) for record in records if record.learning_rate is not None}
+    if rates:
+        notes.append(f"Learning rates: {', '.join(f'{method} {rate:g}' for method, rate in sorted(rates))}.")
     unsearched = sorted({record.method for record in records if not record.searched})
     if unsearched:
-        notes.append(f"Not searched, with the defaults: {', '.join(unsearched)}.")
+        notes.append(f"Not searched: {', '.join(unsearched)}.")
     shares = {record.method: record.inherited for record in records if record.inherited is not None}
     notes += [
         f"{name} began with the teacher's values in {share:.0%} of its weights." for name, share in shares.items()
     ]
-    for kind in ("commit", "device", "teacher", "learning_rate"):
+    for kind in ("commit", "device", "teacher"):
         found = sorted({str(value) for record in records if (value := getattr(record, kind)) is not None})
         notes += [f"Of more than one {kind.replace('_', ' ')}: {', '.join(found)}."] if len(found) > 1 else []
     return ["", *[f"- {note}" for note in notes]] if notes else []

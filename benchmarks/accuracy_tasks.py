@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import accuracy_preparing as preparing
-from accuracy_grid import BASELINE, Cell, Dataset, Grid, Method, Pair
+from accuracy_grid import Cell, Dataset, Grid, Method, Pair
 from accuracy_states import Task, state_of
 
 from qskd.errors import ConfigError
 from qskd.losses.presets import options_of, resolve
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-_WEIGHTS = ("lapd.weight", "agfd.weight")  # what a searched factor multiplies
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +73,8 @@ class Workplace:
         dataset, pair = self.grid.datasets[cell.dataset], self.grid.pairs[cell.pair]
         method = self.grid.method(cell.method)
         factor, searched = self.factor(cell)
-        pace = factor if method.learns_alone else self.factor(replace(cell, method=self.grid.pacemaker(cell)), cell)[0]
         flags = self._flags(dataset, pair, "student") | self._curve(cell, dataset, pair) | dict(method.flags)
-        flags |= {"learning_rate": float(flags["learning_rate"]) * pace} if pace != 1 else {}
-        flags |= scaled(method, flags, factor)
+        flags |= {"learning_rate": float(flags["learning_rate"]) * factor} if factor != 1 else {}
         if cell.search is not None and self.grid.search is not None:
             flags["max_steps"] = round(flags["max_steps"] * self.grid.search.steps)
         data, needs = (
@@ -86,7 +83,7 @@ class Workplace:
             else (self.runs / "holdout" / dataset.name, [f"holdout/{dataset.name}"])
         )
         student = str(_repository_file(pair.student))
-        if pair.student_backbone_weights is not None and (pair.other_family or method.start == BASELINE):
+        if pair.student_backbone_weights is not None and (pair.other_family or method.begins_anew):
             flag = "backbone_weights" if method.method is None else "student_backbone_weights"
             flags[flag] = pair.student_backbone_weights
         if method.method is None:
@@ -119,18 +116,26 @@ class Workplace:
         """Optimiser steps of a cell."""
         return int(self._flags(self.grid.datasets[cell.dataset], self.grid.pairs[cell.pair], "student")["max_steps"])
 
-    def factor(self, cell: Cell, of: Cell | None = None) -> tuple[float, bool]:
-        """The factor of a cell, and whether it was searched: a trial's own, else what did best on the held-out part.
+    def sweep_cells(self, cells: Iterable[Cell]) -> list[Cell]:
+        """Trials of the sweeps' methods, at the rates of those that they vary, in the rows of these cells."""
+        if self.grid.search is None:
+            return []
+        names = dict.fromkeys([*map(self.grid.searched_as, self.grid.sweeps), *self.grid.sweeps])
+        found = []
+        for dataset, pair in dict.fromkeys((cell.dataset, cell.pair) for cell in cells):
+            for name in names:
+                plain = Cell(dataset, pair, self.grid.searched_as(name), self.grid.search.seed)
+                found.append(replace(plain, method=name, search=self.factor(plain)[0]))
+        return found
 
-        That of a method that learns from labels alone is on the learning rate; all that begin as it does learn at that.
+    def factor(self, cell: Cell) -> tuple[float, bool]:
+        """The factor on a cell's learning rate, and whether it was searched.
 
-        Args:
-            cell: whose factor is wanted.
-            of: the cell that is trained, where that is another one.
+        A trial's own, else what did best for the method on the held-out part.
         """
         if self.grid.search is None:
             return 1.0, False
-        if cell.search is not None and cell == (of or cell):
+        if cell.search is not None:
             return cell.search, True
         tried = {factor: self._trial_ap(cell, factor) for factor in self.grid.search.factors}
         known = {factor: ap for factor, ap in tried.items() if ap is not None}
@@ -222,15 +227,6 @@ class Workplace:
         return {name: value for part in parts for name, value in part.items()}
 
 
-def scaled(method: Method, flags: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    """The weights of the terms with a factor on them."""
-    if factor == 1.0 or method.method is None or method.learns_alone:
-        return {}
-    options = options_of(resolve(method.method))
-    weights = {name.replace(".", "_"): options[name] for name in _WEIGHTS}
-    return {name: float(flags.get(name, weight)) * factor for name, weight in weights.items()}
-
-
 def _kind(cell: Cell, method: Method) -> str:
     """What cells take about as long: the same data, pair, and the same terms."""
     how = "plain" if method.learns_alone else cell.method
@@ -268,4 +264,4 @@ def command_line(task: Task) -> list[str]:
     return [sys.executable, "-m", "qskd", *task.command]
 
 
-__all__ = ["REPOSITORY", "Task", "Workplace", "command_line", "scaled"]
+__all__ = ["REPOSITORY", "Task", "Workplace", "command_line"]

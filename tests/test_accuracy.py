@@ -180,60 +180,53 @@ def finish(runs: Path, cell: Any, ap: float) -> None:
     (folder / "summary.json").write_text(json.dumps({"metrics": {"AP": ap}}))
 
 
-def test_the_search_sets_a_rows_learning_rate_by_the_baseline_and_each_methods_weights(parts, grid, tmp_path):
+def options_of(task: Any) -> dict[str, str]:
+    words = list(task.command)
+    first = next(place for place, word in enumerate(words) if word.startswith("--"))
+    return dict(zip(words[first::2], words[first + 1 :: 2], strict=True))
+
+
+def test_the_search_chooses_each_methods_learning_rate(parts, grid, tmp_path):
     place = place_of(parts, grid, tmp_path)
     cells = grid.cells(["bccd", "d_fine", "0", "none", "qskd_from_scratch", "inheritance", "qskd"])
+    by_name = {cell.method: cell for cell in cells}
     trials = {(one.method, one.search): one for one in grid.search_cells(cells)}
-    methods = ("none", "qskd_from_scratch", "inheritance", "qskd")
-    assert set(trials) == {(method, factor) for method in methods for factor in (0.3, 1, 3)}, "as many for each"
+    assert set(trials) == {(method, factor) for method in by_name for factor in (0.3, 1, 3)}, "as many for each"
 
     def options(cell):
-        words = list(place.task(cell).command)[1:]
-        return dict(zip(words[::2], words[1::2], strict=True))
+        return options_of(place.task(cell))
 
-    base = float(options(cells[0])["--learning_rate"])
-    by_name = {cell.method: cell for cell in cells}
-
-    def rate(cell):
-        return pytest.approx(float(options(cell)["--learning_rate"]) / base)
-
-    assert options(trials["none", 3])["--learning_rate"] == str(base * 3)
+    base = options(cells[0])["--learning_rate"]
+    assert float(options(trials["none", 3])["--learning_rate"]) == 3 * float(base)
     assert int(options(trials["none", 3])["--max_steps"]) == grid.search.steps * int(options(cells[0])["--max_steps"])
     assert "holdout" in options(trials["none", 3])["--data"]
     for factor, ap in ((0.3, 0.1), (1, 0.2), (3, 0.3)):
         finish(tmp_path, trials["none", factor], ap)
-    for cell in (by_name["none"], by_name["qskd_from_scratch"], trials["qskd_from_scratch", 1]):
-        assert rate(cell) == 3, cell
-    assert rate(by_name["qskd"]) == 1, "it begins as `inheritance`, which was not searched"
-    assert rate(trials["inheritance", 0.3]) == 0.3, "of its own start"
-    for factor, ap in ((0.3, 0.3), (1, 0.2), (3, 0.1)):
-        finish(tmp_path, trials["inheritance", factor], ap)
-    for cell in (by_name["inheritance"], by_name["qskd"], trials["qskd", 1]):
-        assert rate(cell) == 0.3, cell
-    assert "--lapd_weight" not in options(by_name["qskd"])
-    for factor, ap in ((0.3, 0.3), (1, 0.2), (3, 0.1)):
-        finish(tmp_path, trials["qskd", factor], ap)
-    found = options(by_name["qskd"])
-    assert (found["--lapd_weight"], found["--agfd_weight"]) == ("0.3", "1.5")
-    assert not {"--lapd_weight", "--agfd_weight"} & set(options(by_name["inheritance"]))
+        finish(tmp_path, trials["qskd", factor], 0.4 - ap)
+    found = {name: float(options(cell)["--learning_rate"]) / float(base) for name, cell in by_name.items()}
+    assert found == pytest.approx({"none": 3, "qskd_from_scratch": 1, "inheritance": 1, "qskd": 0.3})
+    assert not {"--lapd_weight", "--agfd_weight"} & set(options(by_name["qskd"])), "the weights stay"
 
 
-def test_what_learns_from_labels_alone_is_searched_before_what_learns_at_its_rate(parts, grid, tmp_path, monkeypatch):
-    """When the second trials' commands are made, the first are done."""
-    asked: list[list[str]] = []
+def test_sweeps_are_made_when_the_search_is_done(parts, grid, tmp_path, monkeypatch):
+    """When the sweeps' commands are made, the rate of what they vary is known."""
     main = importlib.import_module("accuracy")
-    monkeypatch.setattr(main, "_carry_out", lambda _, cells, __: asked.append([cell.method for cell in cells]) or True)
     place = place_of(parts, grid, tmp_path)
-    cells = grid.cells(["bccd", "d_fine", "0", "none", "inheritance", "qskd", "qskd_from_scratch"])
-    options = argparse.Namespace(search=True, sweeps=False, list=True, dry_run=False)
+    asked: list[set[str]] = []
+
+    def carry_out(_, cells, __):
+        asked.append({cell.method.partition("[")[0] for cell in cells})
+        for cell in cells:
+            if not (tmp_path / cell.name).exists():
+                finish(tmp_path, cell, 0.1 * cell.search)
+        return True
+
+    monkeypatch.setattr(main, "_carry_out", carry_out)
+    cells = grid.cells(["bccd", "d_fine", "0", "none", "qskd"])
+    options = argparse.Namespace(search=True, sweeps=True, list=False, dry_run=False)
     main._search(place, cells, options)
-    assert [set(methods) for methods in asked] == [{"none", "inheritance"}, {"qskd", "qskd_from_scratch"}]
-
-
-def test_a_student_of_another_family_learns_at_the_rate_of_the_one_from_scratch(parts, grid, tmp_path):
-    cell = parts["grid"].Cell("drawn_easy", "rt_detr_to_deformable_detr", "qskd", 0)
-    assert grid.pacemaker(cell) == "none"
-    assert grid.pacemaker(replace(cell, pair="rt_detr")) == "inheritance"
+    assert asked == [{"none", "qskd"}, {"qskd"}]
+    assert {trial.search for trial in place.sweep_cells(cells)} == {3.0}
 
 
 @pytest.mark.parametrize(
@@ -273,23 +266,19 @@ def test_trials_with_other_settings_than_now_choose_nothing(parts, grid, tmp_pat
     assert place_of(parts, other, tmp_path).factor(cell) == (1.0, False)
 
 
-def test_the_trials_of_the_learning_rate_belong_to_every_search(grid):
-    cells = grid.cells(["bccd", "d_fine", "0", "qskd"])
-    assert [(one.method, one.search) for one in grid.search_cells(cells)] == [
-        (method, factor) for method in ("inheritance", "qskd") for factor in (0.3, 1, 3)
-    ]
-
-
 def test_sweeps_are_trials_with_the_option_as_it_is_written(parts, grid, tmp_path):
     place = place_of(parts, grid, tmp_path)
     cell = grid.cells(["bccd", "d_fine", "0", "qskd"])[0]
-    trials = {trial.method: trial for trial in grid.sweep_cells([cell])}
+    before = {trial.method: trial for trial in place.sweep_cells([cell])}
     for factor, ap in ((0.3, 0.1), (1, 0.2), (3, 0.3)):
         finish(tmp_path, next(one for one in grid.search_cells([cell]) if one.search == factor), ap)
-    words = list(place.task(trials["qskd[lapd_weight=3]"]).command)
-    assert words[words.index("--lapd_weight") + 1] == "3"
-    assert "--agfd_weight" not in words
-    assert "holdout" in words[words.index("--data") + 1]
+    trials = {trial.method: trial for trial in place.sweep_cells([cell])}
+    assert {trial.search for trial in before.values()} == {1.0}
+    assert {trial.search for trial in trials.values()} == {3.0}, "at the rate that was chosen for what they vary"
+    options = options_of(place.task(trials["qskd[lapd_weight=3]"]))
+    assert options["--lapd_weight"] == "3"
+    assert "--agfd_weight" not in options
+    assert "holdout" in options["--data"]
 
 
 def test_a_finished_cell_with_other_settings_than_the_grid_says_is_known_as_changed(parts, grid, tmp_path):
@@ -408,7 +397,7 @@ def test_tables_put_the_baseline_first_and_say_what_is_amiss(parts):
     assert text.index("| none |") < text.index("| qskd |")
     assert "+5.0 (one seed)" in text
     assert "1 of 2 cells were trained with other settings" in text
-    assert "Not searched, with the defaults: qskd." in text
+    assert "Not searched: qskd." in text
 
 
 def test_every_row_is_compared_with_the_method_too(parts):
