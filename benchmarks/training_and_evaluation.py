@@ -24,7 +24,8 @@ from qskd.data.dataset import DetectionDataset
 from qskd.data.formats.coco import load_coco
 from qskd.data.synthetic import draw_scene
 from qskd.data.transforms import ImageSize, build_transform
-from qskd.evaluation.coco_map import CocoEvaluator, Detections
+from qskd.evaluation.coco_map import CocoEvaluator
+from qskd.evaluation.detections import Detections
 from qskd.losses.set_prediction import SetPredictionLoss
 from qskd.models.view import DetrView
 from qskd.selection.assignment import match_to_targets

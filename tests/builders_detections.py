@@ -10,7 +10,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from qskd.evaluation.coco_map import Detections
+from qskd.evaluation.detections import Detections
 
 
 def ground_truth(boxes: Sequence[tuple[int, int, list[float]]], images: Sequence[int], categories: int = 2):

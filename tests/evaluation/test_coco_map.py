@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from builders_detections import by_pycocotools, detections, ground_truth, random_scene
 from qskd.errors import DataError
-from qskd.evaluation.coco_map import CocoEvaluator, CocoMetrics, Detections, detections_of
+from qskd.evaluation.coco_map import CocoEvaluator, CocoMetrics
+from qskd.evaluation.detections import Detections, detections_of
 from qskd.models.view import DetrView
 
 TWELVE = (

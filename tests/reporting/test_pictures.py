@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qskd.evaluation.coco_map import Detections
+from qskd.evaluation.detections import Detections
 from qskd.reporting.pictures import (
     Objects,
     class_colour,

@@ -9,7 +9,8 @@ import pytest
 from builders_reports import panel_titles, write_run
 from qskd.data.sources import open_source
 from qskd.data.synthetic import draw_dataset
-from qskd.evaluation.coco_map import Detections, EvaluatorState
+from qskd.evaluation.coco_map import EvaluatorState
+from qskd.evaluation.detections import Detections
 from qskd.evaluation.kept import as_evaluated
 from qskd.runs.comparing import compare
 from qskd.runs.options import DataOptions

@@ -15,7 +15,8 @@ from builders_runs import edited, entries_of, without_objects
 from builders_trainer import adapter_of, dataset, trainer_of
 from qskd.data.batch import collate
 from qskd.data.synthetic import draw_dataset
-from qskd.evaluation.coco_map import CocoEvaluator, detections_of
+from qskd.evaluation.coco_map import CocoEvaluator
+from qskd.evaluation.detections import detections_of
 from qskd.evaluation.streaming import evaluate_detector
 from qskd.models.loading import load_model
 

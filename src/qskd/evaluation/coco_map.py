@@ -1,35 +1,21 @@
 """COCO average precision, streamed: nothing accumulates but each image's few best detections.
 
-Letters: B images, Q queries, C classes, K detections kept of an image.
+Letters: K detections kept of an image.
 """
 
-import gc
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from math import isnan, nan
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from qskd.boxes import cxcywh_to_xyxy
 from qskd.errors import DataError
-from qskd.models.view import DetrView
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from qskd.evaluation.coco_tables import no_garbage_collection, precision_and_recall, result_entries
+from qskd.evaluation.detections import Array, Detections
 
 _SHOWN = 5  # image ids named in an error message
 _AT_ONCE = 25_000  # detections handed to COCO's evaluation together, which takes about 2 kB for each of them
-
-
-class Detections(NamedTuple):
-    """The detections of one image, best first."""
-
-    scores: Array  # [K] float32 in [0, 1]
-    labels: Array  # [K] int64, class index of the model
-    boxes: Array  # [K, 4] float32 xyxy, pixels of the original image; not clipped to it
 
 
 class EvaluatorState(NamedTuple):
@@ -70,44 +56,6 @@ class CocoMetrics:
         """The defined ones among the twelve numbers, by name."""
         values = {name: value for name, value in asdict(self).items() if isinstance(value, float)}
         return {name: value for name, value in values.items() if not isnan(value)}
-
-
-def detections_of(view: DetrView, original_sizes: Sequence[tuple[int, int]], top: int = 100) -> list[Detections]:
-    """The best detections of each image, from the last decoder layer.
-
-    Sigmoid heads may find several classes with one query: the best of all Q * C scores. Softmax heads find
-    the best class of each query, as the authors of DETR evaluate.
-
-    Args:
-        view: predictions on B images.
-        original_sizes: (height, width) of each image file, in pixels.
-        top: detections kept of each image, at most; COCO counts no more than 100.
-
-    Returns:
-        B detections; the device is asked once.
-
-    Raises:
-        ValueError: ``original_sizes`` has not one size for each image.
-    """
-    if len(original_sizes) != view.num_images:
-        raise ValueError(
-            f"{len(original_sizes)} original sizes for {view.num_images} images: give each (height, width)."
-        )
-    last = DetrView(
-        view.logits[-1:], None if view.no_object is None else view.no_object[-1:], view.boxes[-1:], (), (), ()
-    )
-    scores = last.scores()[0]  # [B, Q, C]
-    if view.no_object is None:
-        best, index = scores.flatten(1).topk(min(top, scores[0].numel()))  # [B, K]
-        query, label = index // view.num_classes, index % view.num_classes
-    else:
-        by_query, class_of = scores.max(-1)  # [B, Q]
-        best, query = by_query.topk(min(top, view.num_queries))  # [B, K]
-        label = class_of.gather(1, query)
-    boxes = cxcywh_to_xyxy(last.boxes[0].float())  # [B, Q, 4]
-    chosen = boxes.gather(1, query[..., None].expand(-1, -1, 4))  # [B, K, 4]
-    packed = torch.cat([best[..., None], label[..., None].float(), chosen], dim=-1)  # [B, K, 6]
-    return _unpack(packed, original_sizes)
 
 
 class CocoEvaluator:
@@ -192,10 +140,10 @@ class CocoEvaluator:
             )
         seen = sorted(self._rows)
         table, images, categories = self._found(seen)
-        with _no_garbage_collection():
+        with no_garbage_collection():
             # Classes have nothing to do with each other.
             tables = [
-                _evaluate(*self._in_dictionaries(chosen, table, images, categories), seen)
+                precision_and_recall(*self._in_dictionaries(chosen, table, images, categories), seen)
                 for chosen in self._groups(categories)
             ]
         precision = np.concatenate([one for one, _ in tables], axis=2)
@@ -261,66 +209,8 @@ class CocoEvaluator:
         head = {"images": self._images, "categories": [one for one in self._categories if one["id"] in chosen]}
         objects = [one for one in self._annotations if one["category_id"] in chosen]
         keep = np.isin(categories, chosen)
-        found = _result_entries(table[keep].astype(np.float64), images[keep], categories[keep])
+        found = result_entries(table[keep].astype(np.float64), images[keep], categories[keep])
         return {**head, "annotations": objects}, {**head, "annotations": found}
-
-
-def _result_entries(table: Array, images: Array, categories: Array) -> list[dict[str, Any]]:
-    """COCO result dictionaries of [K, 6] rows, in float64."""
-    size = table[:, 4:] - table[:, 2:4]
-    boxes = np.concatenate([table[:, 2:4], size], axis=1)  # xywh
-    columns = zip(
-        images.tolist(),
-        categories.tolist(),
-        table[:, 0].tolist(),
-        boxes.tolist(),
-        size.prod(axis=1).tolist(),
-        strict=True,
-    )
-    return [
-        {
-            "id": number,
-            "image_id": image,
-            "category_id": category,
-            "score": score,
-            "bbox": box,
-            "area": area,
-            "iscrowd": 0,
-        }
-        for number, (image, category, score, box, area) in enumerate(columns, start=1)
-    ]
-
-
-def _evaluate(truth: dict[str, Any], found: dict[str, Any], image_ids: list[int]) -> tuple[Array, Array]:
-    """COCO's tables; an undefined entry is -1.
-
-    Returns:
-        Precision [10 IoU, 101 recall, class, 4 area, 3 most detections] and recall [10, class, 4, 3].
-    """
-    # Imported here: loading the C++ evaluator takes long, and most commands never need it.
-    from faster_coco_eval.core.coco import COCO
-    from faster_coco_eval.core.faster_eval_api import COCOeval_faster
-
-    evaluation = COCOeval_faster(COCO(truth), COCO(found), iouType="bbox", print_function=_silent)
-    evaluation.params.imgIds = image_ids
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Spares new dictionaries by the hundred thousand from being searched for cycles again and again.
-
-    That was 40% of the time of an evaluation.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _annotation(annotation: dict[str, Any], position: int) -> dict[str, Any]:
@@ -336,16 +226,6 @@ def _annotation(annotation: dict[str, Any], position: int) -> dict[str, Any]:
     }
 
 
-def _unpack(packed: Tensor, original_sizes: Sequence[tuple[int, int]]) -> list[Detections]:
-    """[B, K, 6] score, class and relative xyxy, on the host and in pixels."""
-    table = packed.detach().cpu().numpy()
-    detections = []
-    for rows, (height, width) in zip(table, original_sizes, strict=True):
-        scale = np.array([width, height, width, height], dtype=np.float32)
-        detections.append(Detections(rows[:, 0], rows[:, 1].astype(np.int64), rows[:, 2:] * scale))
-    return detections
-
-
 def _mean(table: Array) -> float:
     """Mean of the defined entries; NaN when there are none."""
     defined = table[table > -1]
@@ -354,7 +234,3 @@ def _mean(table: Array) -> float:
 
 def _or_none(value: Any) -> Any:
     return None if isinstance(value, float) and isnan(value) else value
-
-
-def _silent(*_: object) -> None:
-    """Takes the messages that COCO's evaluation would print."""

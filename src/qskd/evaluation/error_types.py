@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qskd.evaluation.coco_map import Array
+from qskd.evaluation.detections import Array
 from qskd.evaluation.matching import Matches
 from qskd.evaluation.resampling import precision_of
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from qskd.errors import DataError
-from qskd.evaluation.coco_map import Array, Detections, EvaluatorState
+from qskd.evaluation.coco_map import EvaluatorState
+from qskd.evaluation.detections import Array, Detections
 
 _VERSION = 1
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from qskd.evaluation.coco_map import Array, Detections
+from qskd.evaluation.detections import Array, Detections
 
 IOUS = np.linspace(0.5, 0.95, 10)
 """The thresholds that COCO averages over."""

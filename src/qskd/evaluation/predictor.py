@@ -14,7 +14,7 @@ from torch import Tensor
 from qskd.data.batch import Sample, collate
 from qskd.data.transforms import ImageSize, build_transform
 from qskd.errors import CheckpointError
-from qskd.evaluation.coco_map import Detections, detections_of
+from qskd.evaluation.detections import Detections, detections_of
 from qskd.labels import LabelMap
 from qskd.models.adapter import DetrAdapter
 from qskd.models.relabel import to_student_classes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qskd.evaluation.coco_map import Array
+from qskd.evaluation.detections import Array
 from qskd.evaluation.matching import Matches
 
 RECALLS = np.linspace(0, 1, 101)

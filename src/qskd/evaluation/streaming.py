@@ -7,7 +7,8 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 
 from qskd.data.batch import Batch
-from qskd.evaluation.coco_map import CocoEvaluator, CocoMetrics, detections_of
+from qskd.evaluation.coco_map import CocoEvaluator, CocoMetrics
+from qskd.evaluation.detections import detections_of
 from qskd.labels import LabelMap
 from qskd.models.adapter import DetrAdapter
 from qskd.models.relabel import to_student_classes

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qskd.evaluation.coco_map import Array
+from qskd.evaluation.detections import Array
 from qskd.evaluation.error_types import Errors, best_threshold, errors_of, image_scores
 from qskd.evaluation.matching import Matches
 from qskd.evaluation.resampling import precision_curves

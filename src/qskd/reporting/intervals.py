@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from qskd.evaluation.coco_map import Array
+from qskd.evaluation.detections import Array
 from qskd.evaluation.matching import Matches
 from qskd.evaluation.resampling import DRAWS, Sampled, draw_images, interval
 from qskd.reporting.groups import Group, finite, reference_of

@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from qskd.evaluation.coco_map import Detections
+from qskd.evaluation.detections import Detections
 
 SCORE = 0.3  # detections from this score on are drawn
 _AT_LEAST = 3  # drawn, thinly, where no score is that high

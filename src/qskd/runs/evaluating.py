@@ -12,7 +12,8 @@ from qskd.data.batch import collate
 from qskd.data.index import DetectionIndex
 from qskd.data.transforms import ImageSize
 from qskd.errors import ConfigError
-from qskd.evaluation.coco_map import CocoEvaluator, Detections, detections_of
+from qskd.evaluation.coco_map import CocoEvaluator
+from qskd.evaluation.detections import Detections, detections_of
 from qskd.evaluation.kept import KeptDetections, as_evaluated
 from qskd.evaluation.streaming import evaluate_detector
 from qskd.labels import LabelMap

@@ -9,7 +9,7 @@ from PIL import Image
 from qskd.data.images import read_image
 from qskd.data.index import DetectionIndex
 from qskd.errors import QskdError
-from qskd.evaluation.coco_map import Detections
+from qskd.evaluation.detections import Detections
 from qskd.files import whole_file
 from qskd.reporting.closeup import CloseUp, Extremes, ImageGain
 from qskd.reporting.pictures import SCORE, Objects, class_colour, data_uri, detection_sheet, draw_objects, shown

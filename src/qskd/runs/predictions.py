@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from qskd.evaluation.coco_map import Detections
+from qskd.evaluation.detections import Detections
 
 
 class JsonRows:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from qskd.data.index import DetectionIndex
 from qskd.errors import DataError, QskdError
-from qskd.evaluation.coco_map import Detections
+from qskd.evaluation.detections import Detections
 from qskd.evaluation.kept import KeptDetections, images_digest
 from qskd.evaluation.matching import Truth, match
 from qskd.evaluation.resampling import DRAWS

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from qskd.data.images import read_whatever_size
 from qskd.data.videos import Frame, VideoWriter, frame_rate, read_frames
 from qskd.errors import ConfigError, DataError
-from qskd.evaluation.coco_map import Detections
+from qskd.evaluation.detections import Detections
 from qskd.evaluation.predictor import Predictor
 from qskd.reporting.annotated import annotate
 from qskd.reporting.pictures import Objects
