@@ -171,9 +171,20 @@ def test_projections_exist_where_they_are_needed(channels: int, projection: str,
         torch.testing.assert_close(term.projections[0](tokens), tokens)
 
 
-@pytest.mark.parametrize(("ours", "theirs", "places"), [(4, 6, [0, 1, 3, 4]), (2, 6, [0, 3]), (5, 6, [0, 1, 2, 3, 4])])
-def test_channels_taken_from_the_teacher_are_put_where_they_were(ours: int, theirs: int, places: list[int]) -> None:
-    term = term_for(random_view(channels=(ours,)), random_view(2, channels=(theirs,)), begins_alike=True)
+@pytest.mark.parametrize(
+    ("ours", "theirs", "together", "places"),
+    [
+        (4, 6, 1, [0, 1, 3, 4]),
+        (2, 6, 1, [0, 3]),
+        (5, 6, 1, [0, 1, 2, 3, 4]),
+        (4, 8, 2, [0, 1, 4, 5]),
+        (5, 8, 2, [0, 1, 3, 4, 6]),  # no pairs of five
+    ],
+)
+def test_channels_taken_from_the_teacher_are_put_where_they_were(
+    ours: int, theirs: int, together: int, places: list[int]
+) -> None:
+    term = term_for(random_view(channels=(ours,)), random_view(2, channels=(theirs,)), begins_alike=together)
     tokens = torch.randn(3, theirs)
     back = term.projections[0](tokens[:, places])
     assert torch.equal(back[:, places], tokens[:, places])
@@ -181,7 +192,7 @@ def test_channels_taken_from_the_teacher_are_put_where_they_were(ours: int, thei
 
 
 def test_a_student_of_more_channels_has_taken_none() -> None:
-    term = term_for(random_view(channels=(6,)), random_view(2, channels=(4,)), begins_alike=True)
+    term = term_for(random_view(channels=(6,)), random_view(2, channels=(4,)), begins_alike=1)
     assert term.projections[0].weight.count_nonzero() == 24
 
 

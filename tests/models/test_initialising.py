@@ -76,6 +76,31 @@ def assert_constant(head):
     assert not offsets[0, :2].any()
 
 
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({"with_box_refine": False}, 0.1192),  # the sigmoid of -2
+        ({"with_box_refine": True}, 0.1192),
+        ({"with_box_refine": True, "two_stage": True, "two_stage_num_proposals": 6, "num_queries": 6}, 0.05),
+    ],
+    ids=["plain", "refining", "two stages"],
+)
+def test_boxes_of_a_new_deformable_detr_are_as_large_in_every_layer(options, size):
+    """Where layers change the boxes of the one before, a start that is small anew in each of them leads to nothing."""
+    config = MODELS["deformable_detr"]().config
+    config.update({"decoder_layers": 6, **options})
+    torch.manual_seed(0)
+    adapter = new_model(config, NAMES)
+    adapter.model.eval()
+
+    with torch.no_grad():
+        boxes = adapter.read(random_batch(((64, 64), (64, 64)))).view.boxes  # [6, B, Q, 4]
+
+    sizes = boxes[..., 2:].mean((1, 2, 3))
+    torch.testing.assert_close(sizes, sizes[:1].expand(6))
+    assert sizes[0] >= size - 1e-4
+
+
 def test_the_gates_of_d_fine_are_half_open_and_queries_of_lw_detr_start_from_proposals():
     decoder = fresh("d_fine").model.decoder
 

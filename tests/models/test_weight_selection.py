@@ -10,6 +10,7 @@ from transformers import DeformableDetrConfig
 
 from builders import FAMILY_OF, MODELS, batch_for
 from qskd.errors import ConfigError
+from qskd.models.channels import evenly_spaced, kept_together
 from qskd.models.deriving import _NOWHERE, _missing_maps, derive_student, select_weights
 from qskd.models.families import adapter_class
 from qskd.models.inheriting import Lineage, inherit_weights
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS, ASSETS = ROOT / "examples" / "configs", ROOT / "src" / "qskd" / "assets"
 NAMES = ["cat", "dog", "hen", "emu", "yak"]
 NARROW = {"rt_detr", "rt_detr_v2", "d_fine", "deimv2", "lw_detr", "rf_detr"}  # the tiny ones have D = 16
+POSITIONED = ["detr", "conditional_detr", "dab-detr", "deformable_detr", "table-transformer"]  # sine by cosine
 SELECTS = Lineage((0,), (0, 1), 2, (), 0)
 
 
@@ -254,6 +256,32 @@ def test_narrower_derived_students_of_every_family_take_over_more(family):
     view = student.read(batch_for(family, (2, 1))).view
     (view.logits.sum() + view.boxes.sum()).backward()
     assert torch.isfinite(view.boxes).all()
+
+
+def positions_of(family, width):
+    """Every encoded position that a model of D = width computes for the same images, channels last."""
+    options: dict[str, object] = {"d_model": width}
+    if family == "rt_detr":
+        options |= {"encoder_hidden_dim": width, "decoder_in_channels": [width] * 3}
+    adapter = adapter_class(FAMILY_OF[family])(MODELS[family](**options))
+    found = []
+    for module in adapter.model.modules():
+        if type(module).__name__.endswith("SinePositionEmbedding"):
+            module.register_forward_hook(lambda _, __, out: found.append(out[0] if isinstance(out, tuple) else out))
+    with torch.no_grad():
+        adapter.model.eval()
+        adapter.read(batch_for(family, (2, 1)))
+    return [one.movedim(list(one.shape).index(width), -1) for one in found]
+
+
+@pytest.mark.parametrize("family", [*POSITIONED, "rt_detr"])
+def test_a_narrower_students_positions_are_those_of_its_channels_in_the_teacher(family):
+    places = evenly_spaced(32, 64, kept_together(FAMILY_OF[family]))
+    wide, narrow = positions_of(family, 64), positions_of(family, 32)
+    assert wide
+    assert len(wide) == len(narrow)
+    for theirs, mine in zip(wide, narrow, strict=True):
+        torch.testing.assert_close(mine, theirs[..., places])
 
 
 @pytest.fixture(scope="module")

@@ -43,8 +43,9 @@ class AttentionGuidedFeature(nn.Module):
         norm_per_level: divide m_l by its greatest value in each level instead of over all levels. Fine levels
             spread attention over more cells and weigh little otherwise.
         epsilon: added to the greatest value.
-        begins_alike: whether the student's channels began as evenly spaced ones of the teacher's; a linear map then
-            begins by putting each where it was, and not at random.
+        begins_alike: how many neighbours were kept together where the student's channels began as evenly spaced ones
+            of the teacher's; a linear map then begins by putting each where it was. None: they did not, and it begins
+            at random.
         power: above 0. 1 weighs by attention itself; 2 is what a mask multiplied onto both features does, and leaves
             all but the few tokens that are looked at most nearly unused.
 
@@ -73,7 +74,7 @@ class AttentionGuidedFeature(nn.Module):
         norm_per_level: bool = False,
         epsilon: float = 1e-6,
         power: float = 1.0,
-        begins_alike: bool = False,
+        begins_alike: int | None = None,
     ) -> None:
         super().__init__()
         if power <= 0.0:
@@ -246,12 +247,12 @@ def _pairs_of_levels(student: Sequence[int], teacher: Sequence[int]) -> list[tup
     return pairs
 
 
-def _projection(student: int, teacher: int, projection: str, begins_alike: bool) -> nn.Module:
+def _projection(student: int, teacher: int, projection: str, begins_alike: int | None) -> nn.Module:
     if student == teacher and projection == "auto":
         return nn.Identity()
     linear = nn.Linear(student, teacher)
-    if student == teacher or (begins_alike and student < teacher):
-        places = evenly_spaced(student, teacher)
+    if student == teacher or (begins_alike is not None and student < teacher):
+        places = evenly_spaced(student, teacher, begins_alike or 1)
         with torch.no_grad():
             linear.weight.zero_()[places, torch.arange(student)] = 1.0
         nn.init.zeros_(linear.bias)

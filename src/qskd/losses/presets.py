@@ -9,6 +9,7 @@ from qskd.errors import ConfigError, UnsupportedNeed
 from qskd.losses import TERMS
 from qskd.losses.term import Term
 from qskd.models.adapter import Need
+from qskd.models.channels import kept_together
 from qskd.selection.groups import GroupQuerySelection
 
 
@@ -175,7 +176,7 @@ def _build_feature(
         teacher_channels=teacher.memory_channels,
         student_strides=student.strides,
         teacher_strides=teacher.strides,
-        begins_alike=begins_alike,
+        begins_alike=kept_together(teacher.family) if begins_alike else None,
         **_options(settings, without=("weight", "mask")),
     )
 

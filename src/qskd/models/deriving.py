@@ -12,6 +12,7 @@ from qskd.labels import match_names
 from qskd.models.adapter import DetrAdapter
 from qskd.models.backbone_weights import load_backbone_weights
 from qskd.models.backbones import same_architecture
+from qskd.models.channels import kept_together
 from qskd.models.inheriting import InheritReport, Lineage, inherit_weights, layer_choice, nothing_inherited
 from qskd.models.initialising import initialise_detector, thaw_backbone, train_backbone
 from qskd.models.loading import build
@@ -142,6 +143,7 @@ def _lineage(model: nn.Module, teacher: DetrAdapter, class_names: Sequence[str],
         source_classes=source.num_labels,
         backbone=backbone,
         query_groups=groups[0] if groups[0] == groups[1] else 0,
+        together=kept_together(teacher.family),
     )
 
 

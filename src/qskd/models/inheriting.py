@@ -97,6 +97,7 @@ class Lineage:
     finer: int = 0  # how many maps the source has that are finer than the target's
     coarser: int = 0  # how many that are coarser
     same_maps: bool = True  # whether both see maps of the same strides
+    together: int = 1  # neighbouring channels that stay neighbours
 
     def source_name(self, name: str) -> str:
         """The name, in the source, of a module of the target."""
@@ -119,7 +120,8 @@ def inherit_weights(target: nn.Module, source: nn.Module, lineage: Lineage) -> I
 
     A module is copied whole or not at all (a bias without its weight is worth nothing). A module that only
     the first decoder layer has, as in Conditional and DAB DETR, comes from the source's first. A module that is
-    narrower than the source's takes evenly spaced channels of it. Evenly spaced channels of two maps side by side are
+    narrower than the source's takes evenly spaced channels of it, or pairs of them where the family's positions are
+    sine by cosine. Evenly spaced channels of two maps side by side are
     those of each map, where both shrink by the same factor; necks whose maps do not are seen to map by map.
 
     Args:
@@ -137,7 +139,7 @@ def inherit_weights(target: nn.Module, source: nn.Module, lineage: Lineage) -> I
         if origin is None:
             continue
         if _BY_POINT.search(name):
-            copied = copy_points((name, mine, target), (origin, theirs, source), lineage.finer)
+            copied = copy_points((name, mine, target), (origin, theirs, source), lineage.finer, lineage.together)
         else:
             joins = "csp_rep1" in theirs[holder(holder(origin))]._modules  # D-FINE's and DEIMv2's necks
             copied = _copy_module(name, module, theirs[origin], lineage, joins)
@@ -166,7 +168,7 @@ def _copy_module(
     if own.keys() != theirs.keys():
         return []
     comparable = _comparable(module, own, lineage)
-    pairs = _selected(name, [(own[key], theirs[key]) for key in comparable], joins)
+    pairs = _selected(name, [(own[key], theirs[key]) for key in comparable], joins, lineage.together)
     equal = [(own[key], own[key].numel()) for key in own.keys() - comparable if torch.equal(own[key], theirs[key])]
     return equal + _copy_pairs(name, pairs, lineage)
 
@@ -195,14 +197,14 @@ def _comparable(module: nn.Module, own: Mapping[str, Tensor], lineage: Lineage) 
     return [key for key in own if key not in left_out]
 
 
-def _selected(name: str, pairs: list[tuple[Tensor, Tensor]], joins: bool) -> list[tuple[Tensor, Tensor]]:
+def _selected(name: str, pairs: list[tuple[Tensor, Tensor]], joins: bool, together: int) -> list[tuple[Tensor, Tensor]]:
     """The source's tensors with as many channels as the target's, evenly spaced; as they are where that cannot be."""
     by_row = is_class_layer(name) or bool(_QUERIES.search(name))  # rows are chosen by class name and by place
     if any(mine.dim() != other.dim() or not _fits(mine.shape[by_row:], other.shape[by_row:]) for mine, other in pairs):
         return pairs
     if joins and pairs and pairs[0][0].dim() == _KERNEL:
         return [(mine, _with_joined_channels(other, mine.shape)) for mine, other in pairs]
-    return [(mine, with_channels(other, mine.shape, by_row)) for mine, other in pairs]
+    return [(mine, with_channels(other, mine.shape, by_row, together)) for mine, other in pairs]
 
 
 def _fits(mine: torch.Size, theirs: torch.Size) -> bool:

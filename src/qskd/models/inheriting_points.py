@@ -14,13 +14,14 @@ _AXES = 2
 _DECODER = re.compile(r"\bdecoder\.layers\.(\d+)(?=\.|$)")
 
 
-def copy_points(to: _Layer, of: _Layer, finer: int) -> list[tuple[Tensor, int]]:
+def copy_points(to: _Layer, of: _Layer, finer: int, together: int) -> list[tuple[Tensor, int]]:
     """Copy what says where a deformable attention looks, or how much each place counts, as far as both have the same.
 
     Args:
         to: the layer that is changed.
         of: the layer that it comes from.
         finer: how many maps its model has that are finer than the other's.
+        together: neighbouring channels that stay neighbours.
 
     Returns:
         Every tensor of the layer with the number of its elements that were copied.
@@ -36,7 +37,7 @@ def copy_points(to: _Layer, of: _Layer, finer: int) -> list[tuple[Tensor, int]]:
     if module.in_features > its.in_features:
         return []
     scale = _scale(theirs) / _scale(mine) if is_offset else 1.0
-    columns = with_channels(its.weight, module.weight.shape, 1)
+    columns = with_channels(its.weight, module.weight.shape, 1, together)
     pairs = [(module.weight, scale * columns), (module.bias, scale * its.bias)]
     return copy_rows(pairs, point_rows(mine, theirs, finer, is_offset))
 

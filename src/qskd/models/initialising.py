@@ -19,6 +19,7 @@ _BOX_HEAD = re.compile(r"(bbox_embed(\.\d+)?|bbox_predictor|enc_bbox_head|pre_bb
 _DEFORMABLE_ATTENTION = re.compile(r"MultiscaleDeformableAttention$")
 _POSITIONS = ("row_embeddings", "column_embeddings")  # learned ones: uniform, as Hugging Face draws them
 SOFTMAX_FAMILIES = frozenset({"detr", "table-transformer"})
+_SMALL = -2.0  # width and height before the sigmoid: an eighth of the image
 _PRIOR = 0.01  # probability of every class before training, as in the focal loss paper
 
 
@@ -49,8 +50,9 @@ def initialise_detector(model: nn.Module) -> None:
     uniform, other convolutions and the norms PyTorch's defaults, queries N(0, 1), the last layer of box heads
     0 (not DETR's, whose queries would be alike), D-FINE's gates half open, LW-DETR's reference boxes the
     proposals, class biases log(p / (1 - p)), p = 0.01, for sigmoid heads.
-    Departure: RT-DETR's linear layers are Xavier as well, where its code leaves PyTorch's default, and all of
-    Deformable DETR's box heads, not the first alone, start with small boxes.
+    Departure: RT-DETR's linear layers are Xavier as well, where its code leaves PyTorch's default. Deformable DETR's
+    boxes start small by its first head (without refinement all are one); later ones change what the first said, and in
+    two stages all do.
     """
     family = str(model.config.model_type)  # type: ignore[union-attr]
     kept: set[int] = set()  # deformable attention is drawn well by Hugging Face
@@ -62,7 +64,7 @@ def initialise_detector(model: nn.Module) -> None:
         if id(module) not in kept:
             _draw(name, module, xavier_convolutions=family == "deformable_detr")
     if family not in SOFTMAX_FAMILIES:
-        _zero_box_heads(model, family)
+        _zero_box_heads(model, small=family == "deformable_detr" and not model.config.two_stage)  # type: ignore[union-attr]
         _zero_gates(model)
         _fill_class_priors(model)
 
@@ -79,7 +81,7 @@ def _draw(name: str, module: nn.Module, *, xavier_convolutions: bool) -> None:
         module.reset_parameters()
 
 
-def _zero_box_heads(model: nn.Module, family: str) -> None:
+def _zero_box_heads(model: nn.Module, *, small: bool) -> None:
     last: dict[str, nn.Linear] = {}  # the last layer of every head comes last in the order of names
     for name, module in model.named_modules(remove_duplicate=False):
         if _BOX_HEAD.search(name) and isinstance(module, nn.Linear):
@@ -87,8 +89,9 @@ def _zero_box_heads(model: nn.Module, family: str) -> None:
     for layer in last.values():
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
-        if family == "deformable_detr":
-            layer.bias[2:] = -2.0
+    for name, layer in last.items():
+        if small and name.endswith("bbox_embed.0.layers"):
+            layer.bias[2:] = _SMALL
 
 
 def _zero_gates(model: nn.Module) -> None:
