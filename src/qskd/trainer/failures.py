@@ -10,6 +10,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from qskd.data.batch import Batch
+from qskd.files import whole_file
+
 _WRITING = (  # numbers of errors that writing may end with
     errno.EACCES,
     errno.EDQUOT,
@@ -111,3 +114,21 @@ def memory_in_words(device: torch.device) -> str:
         return ""
     total = torch.cuda.get_device_properties(device).total_memory
     return f" ({_amount(torch.cuda.max_memory_reserved(device))} of {_amount(total)} were taken at most)"
+
+
+def keep_batch(path: Path, batch: Batch, parts: dict[str, float]) -> str:
+    """Save a batch, with the parts of its loss, for whoever looks for the reason; what became of it, in words."""
+    content = {
+        "image_ids": batch.image_ids,
+        "pixels": batch.pixels.cpu(),
+        "content": batch.content.cpu(),
+        "labels": batch.targets.labels.cpu(),
+        "boxes": batch.targets.boxes.cpu(),
+        "parts": parts,
+    }
+    try:
+        with whole_file(path) as fresh:
+            torch.save(content, fresh)
+    except (OSError, RuntimeError) as error:
+        return f"could not be saved to {path} ({why_not_written(error) or error})"
+    return f"was saved to {path}"

@@ -16,12 +16,11 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from qskd.data.batch import Batch, collate
 from qskd.data.dataset import DetectionDataset
-from qskd.data.unlabeled import UnlabeledDataset, unlabeled_batches
 from qskd.distiller import Distiller, StepTotals, Teacher, Teaching, Unlabeled
 from qskd.errors import NonFiniteLoss
 from qskd.evaluation.coco_map import CocoEvaluator
 from qskd.evaluation.streaming import evaluate_detector
-from qskd.files import whole_file, whole_folder
+from qskd.files import whole_folder
 from qskd.models.adapter import DetrAdapter
 from qskd.trainer import checkpoints, failures
 from qskd.trainer.callbacks import AverageCallback, Console, DataEpoch, EarlyStopping, MetricsFile
@@ -29,6 +28,7 @@ from qskd.trainer.config import DistillationConfig
 from qskd.trainer.ema import ModelAverage
 from qskd.trainer.interruptions import shield, until
 from qskd.trainer.saving import BestBelongs, SafeTrainer
+from qskd.trainer.unlabeled import UnlabeledImages, UnlabeledSteps
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +39,6 @@ class StepInput:
     teaching: Teaching | None
     totals: StepTotals
     unlabeled: Unlabeled | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class UnlabeledImages:
-    """Images without annotations that are learnt from beside the others, as many batches."""
-
-    dataset: UnlabeledDataset
-    batch_size: int
-    threshold: float  # of the teacher's scores; less sure detections are no objects
-    detection: bool  # whether the student's detection loss sees them, see ``TeacherSide.label``
 
 
 class DistillationTrainer(SafeTrainer):
@@ -100,9 +90,8 @@ class DistillationTrainer(SafeTrainer):
             teacher.to(self.args.device)
         self.identity = identity or {}
         self.save_student = save_student
-        self.unlabeled = unlabeled
+        self.unlabeled = UnlabeledSteps(unlabeled, teacher, self.args) if teacher is not None and unlabeled else None
         self.pictures = pictures
-        self._unlabeled_stream: Iterator[Batch] | None = None
         self.run_folder = Path(args.output_dir)
         self.average = ModelAverage(distiller.student, args.ema_decay) if args.ema_decay > 0 else None
         self._part_sums: dict[str, Tensor] = {}
@@ -137,7 +126,9 @@ class DistillationTrainer(SafeTrainer):
         batches = [batch.to(device, non_blocking=True) for batch in batches]
         with self.accelerator.autocast():
             teachings = [self.teacher.teach(batch) if self.teacher else None for batch in batches]
-            unlabeled = self._label(device, len(batches))
+            unlabeled: Sequence[Unlabeled | None] = [None] * len(batches)
+            if self.unlabeled is not None:
+                unlabeled = self.unlabeled.label(self.state.global_step, device, len(batches))
         learnt = [*batches, *(one.detected for one in unlabeled if one is not None and one.detected is not None)]
         taught = [*teachings, *(one.teaching for one in unlabeled if one is not None)]
         totals = self.distiller.totals(learnt, taught, self.accelerator, is_last=self.signals.received is not None)
@@ -148,29 +139,6 @@ class DistillationTrainer(SafeTrainer):
         ]
         self._steps_in_sums += 1
         return inputs, 1
-
-    def _label(self, device: torch.device, count: int) -> Sequence[Unlabeled | None]:
-        """As many micro-batches without annotations, labelled by the teacher; Nones where there are no such images."""
-        if self.unlabeled is None or self.teacher is None:
-            return [None] * count
-        steps = self.args.gradient_accumulation_steps
-        if self._unlabeled_stream is None:
-            self._unlabeled_stream = unlabeled_batches(
-                self.unlabeled.dataset,
-                self.unlabeled.batch_size,
-                rank=self.args.process_index,
-                world=self.args.world_size,
-                past=self.state.global_step * steps,
-                workers=self.args.dataloader_num_workers,
-            )
-        # As many each step, also where an epoch ends early: a resumed run must find its place.
-        batches = [next(self._unlabeled_stream).to(device, non_blocking=True) for _ in range(steps)]
-        given, sample = self.unlabeled, None
-        if given.detection:  # not torch's own generator: a resumed run restores that after its first batches are made
-            key = [self.args.seed, self.state.global_step, self.args.process_index]
-            seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-            sample = torch.Generator().manual_seed(seed)
-        return [self.teacher.label(batch, given.threshold, sample=sample) for batch in batches[:count]]
 
     def _prepare_inputs(self, inputs: StepInput) -> StepInput:
         """Nothing to do: ``get_batch_samples`` has moved everything already."""
@@ -226,27 +194,14 @@ class DistillationTrainer(SafeTrainer):
 
     def _stop(self, inputs: StepInput, parts: dict[str, float]) -> None:
         """Save the batch that made the loss non-finite, and leave, even if it cannot be saved."""
-        batch, step = inputs.batch, self.state.global_step + 1
-        content = {
-            "image_ids": batch.image_ids,
-            "pixels": batch.pixels.cpu(),
-            "content": batch.content.cpu(),
-            "labels": batch.targets.labels.cpu(),
-            "boxes": batch.targets.boxes.cpu(),
-            "parts": parts,
-        }
+        step = self.state.global_step + 1
         process = f"_process{self.args.process_index}" if self.accelerator.num_processes > 1 else ""
         path = self.run_folder / f"nonfinite_step{step}{process}.pt"
-        fate = f"was saved to {path}"
-        try:
-            with whole_file(path) as fresh:
-                torch.save(content, fresh)
-        except (OSError, RuntimeError) as error:
-            fate = f"could not be saved to {path} ({failures.why_not_written(error) or error})"
+        fate = failures.keep_batch(path, inputs.batch, parts)
         guilty = [name for name, value in parts.items() if value - value != 0.0]
         raise NonFiniteLoss(
-            f"The loss at step {step} is not finite: {', '.join(guilty)}. The batch (images {list(batch.image_ids)}) "
-            f"{fate}. {self._advice()}"
+            f"The loss at step {step} is not finite: {', '.join(guilty)}. The batch (images "
+            f"{list(inputs.batch.image_ids)}) {fate}. {self._advice()}"
         )
 
     def _advice(self) -> str:
