@@ -212,13 +212,18 @@ def test_a_signal_before_the_first_step_leaves_no_checkpoint(tmp_path, scenes, m
 
 
 @pytest.mark.slow
-def test_a_process_ends_although_what_loads_for_it_outlives_an_epoch():
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [(", persistent_workers=True", "len(list(loader))"), ("", "next(iterator := iter(loader)).item() + 4")],
+    ids=["an epoch", "an error that keeps its frames"],
+)
+def test_a_process_ends_although_what_loads_for_it_outlives(options, kept):
     """At its end multiprocessing sends SIGTERM to such processes, which go on at it, and waits for them."""
     script = (
         "from torch.utils.data import DataLoader\n"
         "from qskd.trainer.interruptions import shield\n"
-        "loader = shield(DataLoader(list(range(4)), num_workers=1, persistent_workers=True))\n"
-        "print(len(list(loader)))\n"
+        f"loader = shield(DataLoader(list(range(4)), num_workers=1{options}))\n"
+        f"print({kept})\n"
     )
     ended = subprocess.run([sys.executable, "-c", script], timeout=60, capture_output=True, text=True, check=True)
     assert ended.stdout == "4\n"

@@ -14,7 +14,7 @@ from builders import MODELS, NUM_CLASSES, batch_for
 from builders_runs import tiny_run
 from builders_views import random_view
 from qskd.data.transforms import Augmentation, ImageSize, build_transform
-from qskd.data.unlabeled import EndlessSampler, UnlabeledDataset, open_unlabeled, unlabeled_batches
+from qskd.data.unlabeled import EndlessSampler, UnlabeledDataset, open_unlabeled, unlabeled_loader
 from qskd.distiller import Distiller, TeacherSide
 from qskd.errors import ConfigError, DataError
 from qskd.labels import LabelMap
@@ -66,8 +66,8 @@ def test_processes_share_the_numbers_and_a_start_continues_them():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_taken_up_later_gives_the_same_batches(folder, workers):
     data = dataset(folder)
-    whole = list(itertools.islice(unlabeled_batches(data, 3), 6))
-    later = list(itertools.islice(unlabeled_batches(data, 3, past=4, workers=workers), 2))
+    whole = list(itertools.islice(unlabeled_loader(data, 3), 6))
+    later = list(itertools.islice(unlabeled_loader(data, 3, past=4, workers=workers), 2))
     for batch, again in zip(whole[4:], later, strict=True):
         assert batch.image_ids == again.image_ids
         assert torch.equal(batch.pixels, again.pixels)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
-from qskd.data.batch import Batch, Sample, collate
+from qskd.data.batch import Sample, collate
 from qskd.data.dataset import DetectionDataset
 from qskd.data.formats.layout import Content, images_below
 from qskd.data.images import upright_sizes
@@ -69,10 +69,9 @@ class EndlessSampler(Sampler[int]):
             position += self.world
 
 
-def unlabeled_batches(
+def unlabeled_loader(
     dataset: UnlabeledDataset, batch_size: int, *, rank: int = 0, world: int = 1, past: int = 0, workers: int = 0
-) -> Iterator[Batch]:
+) -> "DataLoader[Sample]":
     """Endless batches; ``past`` is how many batches every process has had already."""
     sampler = EndlessSampler(len(dataset.index), dataset.seed, rank=rank, world=world, start=past * batch_size * world)
-    loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers, collate_fn=collate)
-    yield from loader
+    return DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers, collate_fn=collate)

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from qskd.errors import Interrupted
 
-_shielded: weakref.WeakSet[Any] = weakref.WeakSet()
+_loading: weakref.WeakSet[Any] = weakref.WeakSet()  # iterators whose processes go on at a signal
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
@@ -66,16 +66,28 @@ def shield(loader: Any) -> Any:
     """
     inner = getattr(loader, "base_dataloader", loader)  # accelerate's has it inside
     inner.worker_init_fn = partial(_go_on, inner.worker_init_fn)
-    _shielded.add(inner)
+    begin = inner._get_iterator
+
+    def noted() -> Any:
+        iterator = begin()
+        _loading.add(iterator)
+        return iterator
+
+    inner._get_iterator = noted
     return loader
 
 
 @atexit.register
 def _end_loading() -> None:
-    """End loading processes that outlive an epoch: multiprocessing asks them with SIGTERM, and waits without end."""
-    for loader in list(_shielded):
-        if (iterator := getattr(loader, "_iterator", None)) is not None:
+    """End loading processes that outlive an epoch, or an error that somebody keeps.
+
+    Multiprocessing would ask them with SIGTERM, and wait without end.
+    """
+    for iterator in list(_loading):
+        if hasattr(iterator, "_shutdown_workers"):  # else there are no processes
             iterator._shutdown_workers()
+            for process in iterator._workers:
+                process.kill()
 
 
 def _go_on(begin: Callable[[int], Any] | None, worker: int) -> None:

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from qskd.data.batch import Batch
-from qskd.data.unlabeled import UnlabeledDataset, unlabeled_batches
+from qskd.data.unlabeled import UnlabeledDataset, unlabeled_loader
 from qskd.distiller import Teacher, Unlabeled
 from qskd.trainer.config import DistillationConfig
+from qskd.trainer.interruptions import shield
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class UnlabeledSteps:
             count: micro-batches wanted, at most those of a whole step.
         """
         if self._stream is None:
-            self._stream = unlabeled_batches(
+            loader = unlabeled_loader(
                 self.given.dataset,
                 self.given.batch_size,
                 rank=self.args.process_index,
@@ -52,6 +53,7 @@ class UnlabeledSteps:
                 past=step * self.args.gradient_accumulation_steps,
                 workers=self.args.dataloader_num_workers,
             )
+            self._stream = iter(shield(loader))
         # As many each step, also where an epoch ends early: a resumed run must find its place.
         steps = self.args.gradient_accumulation_steps
         batches = [next(self._stream).to(device, non_blocking=True) for _ in range(steps)]
