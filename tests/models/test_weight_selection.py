@@ -11,10 +11,11 @@ from transformers import DeformableDetrConfig
 from builders import FAMILY_OF, MODELS, batch_for
 from qskd.errors import ConfigError
 from qskd.models.channels import evenly_spaced, kept_together
-from qskd.models.deriving import _NOWHERE, _missing_maps, derive_student, select_weights
+from qskd.models.deriving import _missing_maps, derive_student, select_weights
 from qskd.models.families import adapter_class
-from qskd.models.inheriting import Lineage, inherit_weights
+from qskd.models.inheriting import inherit_weights
 from qskd.models.initialising import backbone_of
+from qskd.models.lineage import NOWHERE, Lineage
 from qskd.models.loading import load_model, new_model
 from qskd.models.shaping import StudentShape
 from qskd.runs.options import PairOptions
@@ -104,7 +105,7 @@ def test_points_come_from_the_head_and_the_map_that_they_are_of():
             layer.weight.copy_(100 * layer.bias[:, None] + torch.arange(6))
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
 
-    report = inherit_weights(student, teacher, replace(SELECTS, finer=1, same_maps=False))
+    report = inherit_weights(student, teacher, replace(SELECTS, finer=1))
 
     # The teacher's head h has points 4h (finest), 4h + 1, 4h + 2 (middle), 4h + 3. Heads 0 and 2 hold the middles.
     weights = student.attention_weights
@@ -140,12 +141,7 @@ def test_offsets_reach_as_far_where_they_are_scaled_otherwise(mine, theirs, fact
     ],
 )
 def test_offsets_from_points_and_from_boxes_are_not_mixed(theirs, mine, expected):
-    def built(layers, options):
-        config = DeformableDetrConfig.from_pretrained(CONFIGS / "deformable_detr_tiny.json")
-        config.update({"decoder_layers": layers, "with_box_refine": False, **options})
-        return new_model(config, NAMES)
-
-    teacher, student = built(3, theirs), built(2, mine)
+    teacher, student = deformable(3, **theirs), deformable(2, **mine)
     own, its = ([layer.encoder_attn for layer in one.model.model.decoder.layers] for one in (student, teacher))
     with torch.no_grad():
         for layer, attention in enumerate(its):
@@ -206,8 +202,8 @@ def test_a_student_without_the_finest_map_begins_with_what_sees_the_same_maps():
         ((16, 32), (8, 16, 32), (1, 0)),
         ((8, 16), (8, 16, 32), (0, 1)),
         ((8, 16, 32), (8, 16, 32), (0, 0)),
-        ((16, 32, 64), (8, 16, 32), (_NOWHERE, _NOWHERE)),
-        ((4,), (8, 16), (_NOWHERE, _NOWHERE)),
+        ((16, 32, 64), (8, 16, 32), (NOWHERE, NOWHERE)),
+        ((4,), (8, 16), (NOWHERE, NOWHERE)),
     ],
 )
 def test_maps_are_found_by_their_strides(mine, theirs, expected):
@@ -215,22 +211,158 @@ def test_maps_are_found_by_their_strides(mine, theirs, expected):
 
 
 def test_modules_of_one_map_come_from_what_sees_the_same():
-    lineage = Lineage((0,), (0,), 1, (), 0, finer=1, coarser=2, same_maps=False)
+    lineage = Lineage((0,), (0,), 1, (), 0, finer=1, coarser=2)
     assert lineage.source_name("model.encoder.pan_blocks.0.conv1") == "model.encoder.pan_blocks.1.conv1"
     assert lineage.source_name("model.encoder.lateral_convs.1") == "model.encoder.lateral_convs.3"
 
 
-def test_groups_of_queries_and_places_of_a_picture_are_not_mixed():
-    source = nn.ModuleDict({"query_feat": nn.Embedding(6, 4)})
-    source.position = nn.Module()
-    source.position.position_embeddings = nn.Parameter(torch.randn(1, 17, 8))
-    target = nn.ModuleDict({"query_feat": nn.Embedding(6, 4)})
-    target.position = nn.Module()
-    target.position.position_embeddings = nn.Parameter(torch.zeros(1, 5, 4))
+def test_places_of_a_picture_are_not_mixed():
+    source, target = nn.Module(), nn.Module()
+    source.position_embeddings = nn.Parameter(torch.randn(1, 17, 8))
+    target.position_embeddings = nn.Parameter(torch.zeros(1, 5, 4))
+    inherit_weights(target, source, SELECTS)
+    assert not target.position_embeddings.any()
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "rows"),
+    [
+        ((1, 6), (1, 4), [0, 1, 2, 3, -1, -1]),
+        ((2, 4), (2, 6), [0, 1, 3, 4]),
+        ((1, 2), (3, 9), [0, 1]),  # of LW-DETR's groups the first is the one that detects
+        ((3, 6), (1, 2), [0, 1, -1, -1, -1, -1]),
+    ],
+)
+def test_queries_come_from_the_first_ones_of_every_group_that_both_have(mine, theirs, rows):
+    """Groups and all queries of each side."""
+    source = nn.ModuleDict({"query_feat": nn.Embedding(theirs[1], 4)})
+    target = nn.ModuleDict({"query_feat": nn.Embedding(mine[1], 4)})
     before = target["query_feat"].weight.clone()
-    inherit_weights(target, source, replace(SELECTS, query_groups=0))
-    assert torch.equal(target["query_feat"].weight, before)
-    assert not target.position.position_embeddings.any()
+    inherit_weights(target, source, replace(SELECTS, query_groups=(mine[0], theirs[0])))
+    for query, row in enumerate(rows):
+        expected = before[query] if row < 0 else source["query_feat"].weight[row]
+        assert torch.equal(target["query_feat"].weight[query], expected), query
+
+
+def deformable(layers, **options):
+    config = DeformableDetrConfig.from_pretrained(CONFIGS / "deformable_detr_tiny.json")
+    config.update({"decoder_layers": layers, "with_box_refine": False, **options})
+    torch.manual_seed(0)
+    return new_model(config, NAMES)
+
+
+REFINES = {"with_box_refine": True}
+TWO_STAGES = {**REFINES, "two_stage": True, "two_stage_num_proposals": 20, "num_queries": 20}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "mine", "expected"),
+    [
+        (REFINES, REFINES, [0, 2]),  # the first says the whole box, the others how it changes
+        (REFINES, {}, [0, 0]),
+        ({}, REFINES, [0, None]),
+        ({}, {}, [0, 0]),  # one head
+        (TWO_STAGES, TWO_STAGES, [1, 2, 3]),  # the last makes proposals
+        (REFINES, TWO_STAGES, [1, 2, None]),
+    ],
+)
+def test_heads_that_say_boxes_and_changes_of_boxes_are_not_mixed(theirs, mine, expected):
+    teacher, student = deformable(3, **theirs), deformable(2, **mine)
+    own, its = student.model.bbox_embed, teacher.model.bbox_embed
+    with torch.no_grad():
+        for layer, head in reversed(list(enumerate(its))):  # one that is shared keeps the first number
+            head.layers[-1].bias.fill_(100.0 + layer)
+    before = [head.layers[-1].bias.clone() for head in own]
+
+    select_weights(student, teacher, NAMES)
+
+    for layer, origin in enumerate(expected):
+        bias = own[layer].layers[-1].bias
+        assert torch.equal(bias, before[layer] if origin is None else torch.full_like(bias, 100.0 + origin)), layer
+
+
+def test_places_among_the_maps_come_from_the_maps_of_the_same_stride():
+    torch.manual_seed(0)
+    teacher = new_model(MODELS["deformable_detr"]().config, NAMES)
+    config = MODELS["deformable_detr"]().config
+    config.update({"num_feature_levels": 3})
+    student = new_model(config, NAMES)
+    select_weights(student, teacher, NAMES)
+    assert len(teacher.strides) == len(student.strides) + 1
+    assert torch.equal(student.model.model.level_embed, teacher.model.model.level_embed[:3])
+
+
+@pytest.mark.parametrize(("theirs", "mine", "places"), [([1, 2], [2], [1]), ([2], [1, 2], [None, 0])])
+def test_attention_within_a_map_comes_from_the_same_map(theirs, mine, places):
+    def built(maps, seed):
+        config = MODELS["d_fine"]().config
+        config.update({"encode_proj_layers": maps})
+        torch.manual_seed(seed)
+        return new_model(config, NAMES)
+
+    teacher, student = built(theirs, 0), built(mine, 1)
+    weights = "model.encoder.aifi.{}.layers.0.mlp.layers.0.weight".format
+    before = {name: tensor.clone() for name, tensor in student.model.state_dict().items()}
+    select_weights(student, teacher, NAMES)
+    own, its = student.model.state_dict(), teacher.model.state_dict()
+    for block, place in enumerate(places):
+        expected = before[weights(block)] if place is None else its[weights(place)]
+        assert torch.equal(own[weights(block)], expected), block
+
+
+@pytest.mark.parametrize("change", [{}, {"max_num_bins": 16}, {"reg_scale": 8.0}, {"up": 0.25}])
+def test_bins_of_distances_are_handed_down_where_they_mean_the_same(change):
+    def built(seed, **options):
+        config = MODELS["d_fine"]().config
+        config.update({"max_num_bins": 32, **options})
+        torch.manual_seed(seed)
+        return new_model(config, NAMES)
+
+    teacher, student = built(0), built(1, **change)
+    with torch.no_grad():
+        for head in teacher.model.model.decoder.bbox_embed:
+            head.layers[-1].bias.fill_(7.0)
+    select_weights(student, teacher, NAMES)
+    for mine, its in zip(student.model.model.decoder.bbox_embed, teacher.model.model.decoder.bbox_embed, strict=True):
+        assert torch.equal(mine.layers[0].weight, its.layers[0].weight)
+        assert bool((mine.layers[-1].bias == 7.0).all()) == (not change)
+
+
+class Rotated(nn.Module):
+    """An attention of a backbone whose heads are turned by position."""
+
+    def __init__(self, heads, width):
+        super().__init__()
+        self.num_heads = heads
+        for part in "qkvo":
+            setattr(self, f"{part}_proj", nn.Linear(heads * width, heads * width))
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "inner"),
+    [((1, 4), (2, 4), [0, 1, 2, 3]), ((2, 2), (2, 4), [0, 2, 4, 6]), ((1, 2), (3, 4), [0, 2]), ((2, 4), (4, 2), None)],
+    ids=["heads", "width", "both", "wider heads"],
+)
+def test_heads_of_a_turned_attention_stay_whole(mine, theirs, inner):
+    """Heads and the width of each."""
+
+    def around(attention):
+        return nn.ModuleDict({"backbone": nn.ModuleDict({"attention": attention})})
+
+    student, teacher = Rotated(*mine), Rotated(*theirs)
+    before = student.q_proj.weight.clone()
+    inherit_weights(around(student), around(teacher), SELECTS)
+    if inner is None:
+        expected = teacher.q_proj.weight if mine[0] * mine[1] == theirs[0] * theirs[1] else before
+        assert torch.equal(student.q_proj.weight, expected)
+        return
+    outer = [channel * theirs[0] * theirs[1] // (mine[0] * mine[1]) for channel in range(mine[0] * mine[1])]
+    for part in ("q_proj", "k_proj", "v_proj"):
+        own, its = getattr(student, part), getattr(teacher, part)
+        assert torch.equal(own.weight, its.weight[inner][:, outer])
+        assert torch.equal(own.bias, its.bias[inner])
+    assert torch.equal(student.o_proj.weight, teacher.o_proj.weight[outer][:, inner])
+    assert torch.equal(student.o_proj.bias, teacher.o_proj.bias[outer])
 
 
 def test_a_backbone_of_timms_is_the_teachers():

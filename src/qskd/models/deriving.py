@@ -13,13 +13,12 @@ from qskd.models.adapter import DetrAdapter
 from qskd.models.backbone_weights import load_backbone_weights
 from qskd.models.backbones import same_architecture
 from qskd.models.channels import kept_together
-from qskd.models.inheriting import InheritReport, Lineage, inherit_weights, layer_choice, nothing_inherited
+from qskd.models.inheriting import InheritReport, inherit_weights, nothing_inherited
 from qskd.models.initialising import initialise_detector, thaw_backbone, train_backbone
+from qskd.models.lineage import NOWHERE, Lineage, layer_choice, mixed_maps
 from qskd.models.loading import build
 from qskd.models.shaping import StudentShape, student_config
 from qskd.models.timm_backbones import keep_activations
-
-_NOWHERE = 99  # added to the number of a module, leads to none
 
 
 def derive_student(
@@ -117,17 +116,16 @@ def select_weights(
     is_alike = same_blocks(_config(student).backbone_config, _config(teacher).backbone_config)
     lineage = _lineage(student.model, teacher, class_names, backbone=backbone and is_alike)
     finer, coarser = _missing_maps(student.strides, teacher.strides)
-    same = student.strides == teacher.strides
-    return _inherited(
-        student.model, teacher, replace(lineage, finer=finer, coarser=coarser, same_maps=same), class_names
-    )
+    mixed = mixed_maps(_config(student), _config(teacher), finer)
+    lineage = replace(lineage, finer=finer, coarser=coarser, mixed_maps=mixed)
+    return _inherited(student.model, teacher, lineage, class_names)
 
 
 def _missing_maps(mine: Sequence[int], theirs: Sequence[int]) -> tuple[int, int]:
     """How many finer and how many coarser maps the teacher has; beyond all where its maps are not the student's."""
     begin = theirs.index(mine[0]) if mine[0] in theirs else len(theirs)
     if tuple(theirs[begin : begin + len(mine)]) != tuple(mine):
-        return _NOWHERE, _NOWHERE
+        return NOWHERE, NOWHERE
     return begin, len(theirs) - begin - len(mine)
 
 
@@ -142,7 +140,7 @@ def _lineage(model: nn.Module, teacher: DetrAdapter, class_names: Sequence[str],
         rows=match_names(teacher.id2label, class_names),
         source_classes=source.num_labels,
         backbone=backbone,
-        query_groups=groups[0] if groups[0] == groups[1] else 0,
+        query_groups=(groups[1], groups[0]),
         together=kept_together(teacher.family),
     )
 

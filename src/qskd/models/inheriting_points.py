@@ -1,20 +1,17 @@
 """Which sampling points of a teacher's deformable attention a student's begin as."""
 
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from qskd.models.channels import with_channels
 from qskd.models.classes import copy_rows
+from qskd.models.lineage import Layer, same_meaning
 
-_Layer = tuple[str, Mapping[str, nn.Module], Any]  # its name, the modules of its model, the model
 _AXES = 2
-_DECODER = re.compile(r"\bdecoder\.layers\.(\d+)(?=\.|$)")
 
 
-def copy_points(to: _Layer, of: _Layer, finer: int, together: int) -> list[tuple[Tensor, int]]:
+def copy_points(to: Layer, of: Layer, finer: int, together: int) -> list[tuple[Tensor, int]]:
     """Copy what says where a deformable attention looks, or how much each place counts, as far as both have the same.
 
     Args:
@@ -26,12 +23,11 @@ def copy_points(to: _Layer, of: _Layer, finer: int, together: int) -> list[tuple
     Returns:
         Every tensor of the layer with the number of its elements that were copied.
     """
-    is_offset = to[0].endswith("offsets")
-    origin = _offset_origin(to, of) if is_offset else of[0]
+    is_offset = to.name.endswith("offsets")
+    origin = same_meaning(to, of) if is_offset else of
     if origin is None:
         return []
-    mine, module = to[1][holder(to[0])], to[1][to[0]]
-    theirs, its = of[1][holder(origin)], of[1][origin]
+    mine, module, theirs, its = to.holder, to.module, origin.holder, origin.module
     if not (isinstance(module, nn.Linear) and isinstance(its, nn.Linear) and hasattr(theirs, "n_heads")):
         return []
     if module.in_features > its.in_features:
@@ -42,32 +38,9 @@ def copy_points(to: _Layer, of: _Layer, finer: int, together: int) -> list[tuple
     return copy_rows(pairs, point_rows(mine, theirs, finer, is_offset))
 
 
-def holder(name: str) -> str:
-    """The name of the module that holds the one of this name; the model's own is empty."""
-    return name.rpartition(".")[0]
-
-
 def _scale(attention: nn.Module) -> float:
     """What offsets are multiplied by, beyond what all models of the family share."""
     return float(getattr(attention, "offset_scale", 1.0))
-
-
-def _offset_origin(to: _Layer, of: _Layer) -> str | None:
-    """The source's layer whose offsets mean the same as those of the target's layer; None where there is none.
-
-    Offsets from a point are in cells of a map, offsets from a box in shares of the box. A refining Deformable DETR
-    starts with points and goes on with boxes: its first layer begins as the first, whichever the others begin as.
-    """
-    wanted = _is_from_box(to[0], to[2].config)
-    names = of[0], _DECODER.sub("decoder.layers.0", of[0])
-    return next((name for name in names if _is_from_box(name, of[2].config) == wanted), None)
-
-
-def _is_from_box(name: str, config: Any) -> bool:
-    layer = _DECODER.search(name)
-    if layer is None or config.model_type != "deformable_detr":
-        return layer is not None
-    return config.two_stage or (config.with_box_refine and int(layer[1]) > 0)
 
 
 def point_rows(mine: nn.Module, theirs: nn.Module, finer: int, is_offset: bool) -> list[int]:
