@@ -11,9 +11,13 @@ import torch
 
 import qskd
 from builders_runs import NAMES, edited, entries_of, tiny_run, without_objects
+from qskd.data.transforms import ImageSize
 from qskd.errors import CheckpointError, ConfigError, DataError, LabelMapError, PreflightError, UnsupportedFamily
 from qskd.evaluation.kept import KeptDetections
+from qskd.models.deriving import derive_student
 from qskd.models.loading import as_teacher, load_model, weights_fingerprint
+from qskd.models.processors import save_model
+from qskd.models.shaping import StudentShape
 from qskd.runs import evaluating
 from qskd.runs.options import PairOptions
 from qskd.runs.starting import make_student
@@ -199,6 +203,19 @@ def test_a_derived_run_goes_on_with_the_start_that_it_had(scenes, tiny_folders, 
     qskd.distill(**given)
     with pytest.raises(CheckpointError, match="begins anew"):
         qskd.distill(**(given | {"inherit": False, "resume_from_checkpoint": True, "max_steps": 2}))
+
+
+def test_a_derived_run_whose_backbone_was_pretrained_goes_on_as_such(scenes, tiny_folders, tmp_path):
+    """Without the weights its norms would learn, and the optimiser would have states for others."""
+    teacher = load_model(tiny_folders["detr_teacher"])
+    student, _ = derive_student(teacher, StudentShape(backbone_width=0.5), class_names=NAMES)
+    backbone = save_model(student, tmp_path / "backbone", size=ImageSize(square=64))
+    asked = {"method": "none", "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    shape = {"student": None, "student_backbone_width": 0.5}
+    given = tiny(tmp_path / "run", scenes, tiny_folders, teacher=str(tiny_folders["detr_teacher"]), **shape, **asked)
+    qskd.distill(**given, student_backbone_weights=str(backbone))
+    with pytest.raises(CheckpointError, match="number of tensors that learn"):
+        qskd.distill(**(given | {"resume_from_checkpoint": True, "max_steps": 2}))
 
 
 def assert_refused(given, kind, told):

@@ -79,6 +79,16 @@ def test_another_runs_checkpoint_is_refused_before_anything_is_loaded(tmp_path, 
     assert torch.equal(other.first.weight, before)
 
 
+def test_how_much_learns_is_compared_where_a_checkpoint_says_so(tmp_path):
+    net, average = moved()
+    (tmp_path / "old").mkdir()
+    checkpoints.save(tmp_path / "old", net, average, IDENTITY)
+    assert checkpoints.check(tmp_path / "old", IDENTITY | {checkpoints.TRAINED: 3})
+    checkpoints.save(tmp_path, net, average, IDENTITY | {checkpoints.TRAINED: 3})
+    with pytest.raises(CheckpointError, match=r"number of tensors that learn .* is 3, this run's is 4"):
+        checkpoints.check(tmp_path, IDENTITY | {checkpoints.TRAINED: 4})
+
+
 def test_the_identity_is_readable(tmp_path):
     net, average = moved()
     checkpoints.save(tmp_path, net, average, IDENTITY)

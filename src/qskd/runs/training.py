@@ -187,6 +187,7 @@ class Job:
             "backbone weights": self.has_given_backbone or None,
             "distillation schedule": None if fading == "constant" else fading,
             "channels last": self.config.channels_last or None,  # the optimiser's state lies as the weights do
+            checkpoints.TRAINED: sum(one.requires_grad for one in self.student.model.parameters()),
         }
         if resume is not None:
             checkpoints.check(resume, identity)

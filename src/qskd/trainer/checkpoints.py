@@ -22,6 +22,7 @@ from qskd.trainer.ema import ModelAverage
 
 DISTILLER = "distiller.safetensors"
 AVERAGE = "average.safetensors"
+TRAINED = "number of tensors that learn (norms of a pretrained backbone do not)"  # the optimiser has so many states
 IDENTITY = "identity.json"
 STATE = "trainer_state.json"
 EVALUATION_DUE = "evaluation_due"
@@ -68,6 +69,8 @@ def check(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
         raise _incomplete(folder, IDENTITY)
     saved: dict[str, Any] = json.loads((folder / IDENTITY).read_text())
     for key, value in identity.items():
+        if key == TRAINED and key not in saved:
+            continue  # a checkpoint from before it was noted
         if saved.get(key) != value:
             raise CheckpointError(
                 f"{folder} belongs to another run: its {key} is {saved.get(key)!r}, this run's is {value!r}. "
