@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from qskd.data.batch import Sample, collate
 
@@ -55,3 +58,22 @@ def test_targets_in_the_form_of_transformers_hold_the_objects_only() -> None:
     first, second = collate([sample(4, 4, 2), sample(4, 4, 0)]).targets.as_huggingface()
     assert first["class_labels"].tolist() == [1, 2]
     assert second["boxes"].shape == (0, 4)
+
+
+def test_a_loader_pins_every_tensor_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's loader asks what it does not know to do it by itself; without a GPU nothing can be pinned for real."""
+    pinned: list[int] = []
+
+    def pin(tensor: torch.Tensor, *_: object) -> torch.Tensor:
+        pinned.append(tensor.data_ptr())
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    theirs = torch.zeros(3, 8, 12, dtype=torch.uint8)
+    batch = collate([replace(sample(4, 6, 2, image_id=7), teacher_pixels=theirs, variation=(0, 3))])
+    same = pin_memory(batch)
+    own, other = batch.targets, batch.teacher_images
+    assert other is not None
+    tensors = [batch.pixels, batch.content, own.labels, own.boxes, own.is_object, other.pixels, other.content]
+    assert sorted(pinned) == sorted(tensor.data_ptr() for tensor in tensors)
+    assert (same.image_ids, same.variations, same.padded, same.targets.counts) == ((7,), ((0, 3),), False, (2,))

@@ -36,6 +36,21 @@ def test_what_detection_needs_is_set_whatever_was_asked(tmp_path):
     assert not made.dataloader_pin_memory
 
 
+@pytest.mark.parametrize(
+    ("asked", "is_cuda", "expected"),
+    [
+        ({}, True, (True, True)),
+        ({}, False, (False, False)),
+        ({"dataloader_pin_memory": False}, True, (False, False)),
+        ({"accelerator_config": {"non_blocking": False}}, True, (True, False)),
+    ],
+)
+def test_batches_are_copied_while_the_host_goes_on(tmp_path, asked, is_cuda, expected):
+    config = DistillationConfig(output_dir=str(tmp_path), **asked)
+    config._settle_copies(is_cuda)
+    assert (config.dataloader_pin_memory, config.accelerator_config.non_blocking) == expected
+
+
 def test_the_best_model_may_be_chosen_by_another_number(tmp_path):
     for name in ("AP50", "eval_AP_small", "AR100"):
         assert config(tmp_path, metric_for_best_model=name).metric_for_best_model == name

@@ -315,3 +315,17 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
             cut()
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "unable to mmap 1024 bytes from file </torch_1_2>: Cannot allocate memory (12)",
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+    ],
+)
+def test_too_little_memory_is_told_by_many_words(said):
+    assert failures.is_no_memory(RuntimeError(said))
+    assert not failures.is_no_memory(RuntimeError("CUDNN_STATUS_BAD_PARAM"))

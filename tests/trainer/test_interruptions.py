@@ -220,8 +220,10 @@ def test_a_signal_before_the_first_step_leaves_no_checkpoint(tmp_path, scenes, m
 def test_a_process_ends_although_what_loads_for_it_outlives(options, kept):
     """At its end multiprocessing sends SIGTERM to such processes, which go on at it, and waits for them."""
     script = (
+        "import multiprocessing\n"
         "from torch.utils.data import DataLoader\n"
         "from qskd.trainer.interruptions import shield\n"
+        "multiprocessing.get_logger()\n"  # makes multiprocessing's the first of the functions at the end
         f"loader = shield(DataLoader(list(range(4)), num_workers=1{options}))\n"
         f"print({kept})\n"
     )

@@ -4,7 +4,7 @@ Letters used everywhere: B images, N targets of an image (padded to the most), H
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,15 @@ class Targets:
             self.on_host(),
         )
 
+    def pin_memory(self) -> "Targets":
+        """The same targets in memory that can be copied from while the host goes on; asked for by torch's loader."""
+        return replace(
+            self,
+            labels=self.labels.pin_memory(),
+            boxes=self.boxes.pin_memory(),
+            is_object=self.is_object.pin_memory(),
+        )
+
     def on_host(self) -> Tensor | None:
         """The boxes where they can be read without waiting for a device; None if nowhere."""
         return self.boxes if self.boxes.device.type == "cpu" else self.host_boxes
@@ -77,6 +86,10 @@ class Images:
     pixels: Tensor  # [B, 3, H, W] float32 in [0, 1]
     content: Tensor  # [B, 2] long, (height, width) in pixels without the padding
     padded: bool | None = None  # whether any has padding, as the host knows; None: ask the device
+
+    def pin_memory(self) -> "Images":
+        """The same images in pinned memory."""
+        return replace(self, pixels=self.pixels.pin_memory(), content=self.content.pin_memory())
 
     def to(self, device: Any, non_blocking: bool = False) -> "Images":
         """The same images on another device."""
@@ -141,6 +154,16 @@ class Batch:
             self.teacher_images.to(device, non_blocking=non_blocking) if self.teacher_images else None,
             self.variations,
             self.padded,
+        )
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in pinned memory."""
+        return replace(
+            self,
+            pixels=self.pixels.pin_memory(),
+            content=self.content.pin_memory(),
+            targets=self.targets.pin_memory(),
+            teacher_images=self.teacher_images.pin_memory() if self.teacher_images else None,
         )
 
     def __len__(self) -> int:

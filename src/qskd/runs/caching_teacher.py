@@ -74,4 +74,6 @@ def _place(use_cpu: bool) -> torch.device:
     """The device of this process."""
     if use_cpu or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)  # else what names no device opens the first one in every process
+    return device

@@ -243,7 +243,12 @@ class Distillation(Job):
         autocast = _autocast(self.config)
         asked = teacher if self.is_teaching else None
         found.terms = preflight.check_terms(
-            distiller, asked, batch, same_weights=same, begins_alike="inherited" in self.began, autocast=autocast
+            distiller,
+            asked,
+            batch,
+            same_weights=same,
+            begins_alike="inherited" in self.began,
+            autocast=contextlib.nullcontext if self.config.fp16 else autocast,  # half precision needs the loss scaler
         )
         found.warnings += [f"'{term.name}' begins at 0" for term in found.terms if not same and term.value == 0.0]
         found.seconds_per_step = self.config.gradient_accumulation_steps * preflight.time_step(

@@ -212,7 +212,8 @@ def _untouched(module: nn.Module) -> Iterator[None]:
     """Train mode inside; weights, buffers, gradients and random states as before afterwards."""
     saved = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     was_training = module.training
-    with torch.random.fork_rng():
+    places = sorted({tensor.device.index for tensor in saved.values() if tensor.is_cuda})
+    with torch.random.fork_rng(devices=places):
         try:
             module.train()
             yield

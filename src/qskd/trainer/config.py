@@ -135,10 +135,15 @@ class DistillationConfig(TrainingArguments):
         super().__post_init__()
         self._check_schedule()
         self._check_processes()
-        if self.device.type != "cuda":
-            self.dataloader_pin_memory = False
+        self._settle_copies(self.device.type == "cuda")
         # One process uses one device: nn.DataParallel cannot split a Batch. `torchrun` uses them all.
         self._n_gpu: int = min(int(self.n_gpu), 1)
+
+    def _settle_copies(self, is_cuda: bool) -> None:
+        """Batches go to a GPU from pinned memory while the host goes on, unless something else was asked for."""
+        self.dataloader_pin_memory: bool = is_cuda and self.given["dataloader_pin_memory"]
+        if self.dataloader_pin_memory and self.given["accelerator_config"] is None:
+            self.accelerator_config.non_blocking = True
 
     def trajectory(self) -> dict[str, Any]:
         """The settings that decide what a run learns, as plain values; how long it learns is not among them."""

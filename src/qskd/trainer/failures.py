@@ -28,7 +28,10 @@ _WRITING = (  # numbers of errors that writing may end with
 )
 _IN_WORDS = re.compile(r"\(os error (\d+)\)")  # of Rust, in which safetensors is written
 _TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container(?!.*Reader)|iostream error", re.DOTALL)
-_NO_MEMORY = re.compile(r"out of memory|DefaultCPUAllocator|can't allocate memory|not enough memory", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"out of memory|DefaultCPUAllocator|can(?:'|no)t allocate memory|not enough memory|STATUS_ALLOC_FAILED",
+    re.IGNORECASE,
+)
 _GIB = 2**30
 
 

@@ -1,10 +1,8 @@
 """Ctrl-C and a scheduler's SIGTERM while a run trains: the step is finished, a checkpoint written, the run left."""
 
-import atexit
 import os
 import signal
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import FrameType, TracebackType
@@ -14,7 +12,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from qskd.errors import Interrupted
 
-_loading: weakref.WeakSet[Any] = weakref.WeakSet()  # iterators whose processes go on at a signal
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
@@ -62,32 +59,22 @@ def name_of(number: int) -> str:
 def shield(loader: Any) -> Any:
     """A loader whose processes go on at a signal, which torchrun and schedulers send to every process of a job.
 
-    They end with the process that they load for: it tells them to, and they look whether it is still there.
+    They end with the process that they load for: it tells them to, and they look whether it is still there. Where it
+    would end them by SIGTERM, as torch does with those of a loader that an error left, and Python at its own end, it
+    kills them instead.
     """
     inner = getattr(loader, "base_dataloader", loader)  # accelerate's has it inside
     inner.worker_init_fn = partial(_go_on, inner.worker_init_fn)
     begin = inner._get_iterator
 
-    def noted() -> Any:
+    def begun() -> Any:
         iterator = begin()
-        _loading.add(iterator)
+        for process in getattr(iterator, "_workers", ()):  # none where the process loads for itself
+            process._popen.terminate = process._popen.kill
         return iterator
 
-    inner._get_iterator = noted
+    inner._get_iterator = begun
     return loader
-
-
-@atexit.register
-def _end_loading() -> None:
-    """End loading processes that outlive an epoch, or an error that somebody keeps.
-
-    Multiprocessing would ask them with SIGTERM, and wait without end.
-    """
-    for iterator in list(_loading):
-        if hasattr(iterator, "_shutdown_workers"):  # else there are no processes
-            iterator._shutdown_workers()
-            for process in iterator._workers:
-                process.kill()
 
 
 def _go_on(begin: Callable[[int], Any] | None, worker: int) -> None:

@@ -174,23 +174,26 @@ class DistillationTrainer(SafeTrainer):
         return 1.0
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """As usual, clipped or not, and stop on gradients that are not finite (a loss scaler handles its own)."""
-        self._check_losses()
+        """As usual, clipped or not, and stop on losses and gradients that are not finite, before the optimiser."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if norm is not None and self.accelerator.scaler is None and not bool(torch.isfinite(torch.as_tensor(norm))):
-            raise NonFiniteLoss(
-                f"The gradient norm at step {self.state.global_step + 1} is {float(norm)}, though the loss was finite. "
-                f"{self._advice()}"
-            )
+        self._check_step(None if self.accelerator.scaler is not None else norm)  # a loss scaler handles its own
         return norm
 
-    def _check_losses(self) -> None:
-        """Stop at the first loss of this step that is not finite: all are looked at together, before the optimiser."""
+    def _check_step(self, norm: Tensor | float | None) -> None:
+        """Stop at the first loss of this step, or at a norm, that is not finite; the device is asked once for all."""
         unchecked, self._unchecked = self._unchecked, []
-        losses = torch.stack([parts["loss"] for _, parts in unchecked]).tolist()
-        for (inputs, parts), loss in zip(unchecked, losses, strict=True):
+        asked = [parts["loss"].float() for _, parts in unchecked]
+        if norm is not None:
+            asked.append(torch.as_tensor(norm, dtype=torch.float32, device=asked[0].device))
+        said = torch.stack(asked).tolist()
+        for (inputs, parts), loss in zip(unchecked, said, strict=False):
             if not math.isfinite(loss):
                 self._stop(inputs, {name: float(part) for name, part in parts.items()})
+        if norm is not None and not math.isfinite(said[-1]):
+            raise NonFiniteLoss(
+                f"The gradient norm at step {self.state.global_step + 1} is {said[-1]}, though the loss was finite. "
+                f"{self._advice()}"
+            )
 
     def _stop(self, inputs: StepInput, parts: dict[str, float]) -> None:
         """Save the batch that made the loss non-finite, and leave, even if it cannot be saved."""
