@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -117,11 +118,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows whose name contains this")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    start = time.perf_counter()
     outcomes = []
     for row in ROWS:
         if options.only in row.name:
             outcomes.append(run(row, options.quick))
             print(line(outcomes[-1], row), flush=True)
+    print(f"{len(outcomes)} rows in {time.perf_counter() - start:.0f} s")
     out = options.out or (None if options.quick or options.only else RESULTS)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
