@@ -4,6 +4,7 @@ One launch of two real processes (gloo, CPU) runs all jobs one after the other; 
 Models without dropout, batch statistics or denoising, as in ``test_training.py``: only normalisers could differ.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -89,6 +90,7 @@ sys.stdout.flush()
 os.write(1, f"status {status} threads {[name for name in threads if 'gloo' in name]}\\n".encode())  # whole
 sys.exit(status)
 """
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 CALM = 5e-3  # over four steps: at 1e-2 the loss rises, and rounding grows from 1e-7 to 6e-4
 TEACHER = Path(qskd.__file__).parent / "assets" / "demo_teacher"
 
@@ -197,6 +199,7 @@ def jobs(
     options = step_options(tiny_folders, "detr", max_steps=4, save_steps=3, learning_rate=CALM)
     cached = {"cache_images": "disk", "cache_dir": str(folder / "cache"), "gradient_accumulation_steps": 2}
     made["detr-accumulated"] = ("distill", job("detr-accumulated", scenes, 2, **options, **cached))
+    made["detr-halves"] = ("distill", job("detr-halves", scenes, 4, **options))
     resumed = {"resume_from_checkpoint": str(one / "checkpoints" / "checkpoint-3")}
     made["detr-resumed"] = ("distill", job("detr-resumed", scenes, 4, **options, **resumed))
     # One step: real-time families pick queries among cells, whose order rounding changes where scores are close.
@@ -248,7 +251,7 @@ def launch(*command: object) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     return subprocess.run(
         [*launcher, *map(str, command)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=240,
@@ -300,9 +303,13 @@ def test_two_processes_take_the_same_steps_as_one(jobs, two, tmp_path, monkeypat
     assert (measured["num_images"], run.metrics["AP"] > 0.1) == (run.metrics["num_images"], job == "rt_detr-still")
 
 
-def test_two_processes_with_two_micro_batches_of_two_take_the_same_steps_as_one(one, two):
-    assert_same_losses(two["detr-accumulated"], one, last=4)
-    assert_same_weights(two["detr-accumulated"], one, step=3)
+@pytest.mark.parametrize("job", ["detr-halves", "detr-accumulated"])
+def test_two_processes_of_four_images_or_twice_two_take_the_same_steps_as_one(one, two, job):
+    assert_same_losses(two[job], one, last=4)
+    for step in (3, 4):
+        assert_same_weights(two[job], one, step=step)
+    measured, wanted = (json.loads((run / "summary.json").read_text())["metrics"]["AP"] for run in (two[job], one))
+    assert measured == pytest.approx(wanted, abs=1e-3)
 
 
 def test_one_process_goes_on_where_two_were_stopped(jobs, one, two, tmp_path):
@@ -313,6 +320,37 @@ def test_one_process_goes_on_where_two_were_stopped(jobs, one, two, tmp_path):
     assert len(losses(tmp_path)) == 1
     assert_same_losses(tmp_path, two["detr-accumulated"], last=1)
     assert_same_weights(tmp_path, two["detr-accumulated"], step=4)
+
+
+def running_with(argument: str) -> list[int]:
+    """Processes one of whose arguments holds this text, as Linux lists them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has just ended
+            if argument in path.read_text():
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found as Linux lists them")
+def test_one_process_goes_on_where_two_were_killed(scenes, tiny_folders, one, tmp_path):
+    options = step_options(tiny_folders, "detr", max_steps=4, save_steps=1, learning_rate=CALM)
+    options = tiny_run(tmp_path / "run", scenes, **options) | {"per_device_train_batch_size": 4}
+    flags = [f"--{name}={value}" for name, value in options.items() if name != "preflight"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "qskd"]
+    killed = subprocess.Popen([*launcher, "distill", *flags, "--no-preflight"], env=ENVIRONMENT)
+    kept, deadline = tmp_path / "run" / "checkpoints", time.monotonic() + 120
+    while not list(kept.glob("checkpoint-[123]")) and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    told = [pid for pid in running_with(str(tmp_path / "run")) if os.kill(pid, signal.SIGKILL) is None]
+    killed.wait()
+    assert len(told) == 3, "the launcher and both processes, which it gives sessions of their own"
+    assert not (kept / "checkpoint-4").exists(), "it was over before"
+    changes = {"per_device_train_batch_size": 8, "resume_from_checkpoint": "last"}
+    qskd.distill(**(options | changes))
+    assert [entry["step"] for entry in entries_of(tmp_path / "run") if "loss" in entry] == [1, 2, 3, 4]
+    assert_same_losses(tmp_path / "run", one, last=4)
+    assert_same_weights(tmp_path / "run", one, step=4)
 
 
 def test_two_processes_go_on_where_one_was_stopped(one, two):
