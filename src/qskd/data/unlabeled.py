@@ -70,8 +70,17 @@ class EndlessSampler(Sampler[int]):
 
 
 def unlabeled_loader(
-    dataset: UnlabeledDataset, batch_size: int, *, rank: int = 0, world: int = 1, past: int = 0, workers: int = 0
+    dataset: UnlabeledDataset,
+    batch_size: int,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    past: int = 0,
+    workers: int = 0,
+    pin_memory: bool = False,
 ) -> "DataLoader[Sample]":
     """Endless batches; ``past`` is how many batches every process has had already."""
     sampler = EndlessSampler(len(dataset.index), dataset.seed, rank=rank, world=world, start=past * batch_size * world)
-    return DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers, collate_fn=collate)
+    return DataLoader(
+        dataset, batch_size, sampler=sampler, num_workers=workers, collate_fn=collate, pin_memory=pin_memory
+    )

@@ -16,6 +16,7 @@ from qskd.models.lineage import QUERY_NAMES, Layer, Lineage, holder
 _CONSTANTS = {"reg_scale", "up"}  # D-FINE's, parameters that are none
 _BY_POINT = re.compile(r"(sampling_offsets|attention_weights)$")  # rows by head, level and point: no channels
 _ROTATED = re.compile(r"\bbackbone\..*\battention\.[qkvo]_proj$")  # of a DINOv3
+_BY_HEAD = "relative_position_bias_table"  # of a Swin: a column a head
 _KERNEL = 4  # axes of a convolution's weight
 
 _GROUPS: tuple[tuple[str, re.Pattern[str]], ...] = (
@@ -119,7 +120,8 @@ def _copy_module(layer: Layer, origin: Layer, lineage: Lineage) -> list[tuple[Te
         return copied
     pairs = [(own[key], theirs[key]) for key in comparable]
     rows = lineage.chosen_rows(layer.name, comparable[0], *pairs[0])
-    pairs = _selected(pairs, rows is not None, layer, origin, lineage.together)
+    together = 1 if _BY_HEAD in own else lineage.together
+    pairs = _selected(pairs, rows is not None, layer, origin, together)
     return copied + (_copied(pairs) if rows is None else copy_rows(pairs, rows))
 
 
@@ -156,7 +158,7 @@ def _selected(
     if pairs[0][0].dim() == _KERNEL and _joins(origin):
         return [(mine, _with_joined_channels(other, mine.shape)) for mine, other in pairs]
     if _ROTATED.search(layer.name):
-        return [(mine, _with_heads(mine, other, layer, origin)) for mine, other in pairs]
+        return _with_heads(pairs, layer, origin)
     return [(mine, with_channels(other, mine.shape, by_row, together)) for mine, other in pairs]
 
 
@@ -165,21 +167,27 @@ def _joins(layer: Layer) -> bool:
     return "csp_rep1" in layer.modules[holder(holder(layer.name))]._modules
 
 
-def _with_heads(mine: Tensor, other: Tensor, layer: Layer, origin: Layer) -> Tensor:
+def _with_heads(pairs: list[tuple[Tensor, Tensor]], layer: Layer, origin: Layer) -> list[tuple[Tensor, Tensor]]:
     """Evenly spaced channels, along heads evenly spaced heads and of them evenly spaced channels.
 
     A head's channels are turned in twos by the position, by angles that its width decides.
     """
-    axis = mine.dim() - 1 if layer.name.endswith("o_proj") else 0
-    if layer.name.endswith("o_proj") and mine.dim() == 1:
-        return with_channels(other, mine.shape, 0)
+    is_out = layer.name.endswith("o_proj")
+    axis = 1 if is_out else 0  # of the weight
+    wide, narrow = pairs[0][1].shape[axis], pairs[0][0].shape[axis]
     heads, theirs = (getattr(one.holder, "num_heads", 1) for one in (layer, origin))
-    width, other_width = mine.shape[axis] // heads, other.shape[axis] // theirs
+    width, other_width = narrow // heads, wide // theirs
     if heads > theirs or width > other_width:
-        return other
-    places = evenly_spaced(heads, theirs)[:, None] * other_width + evenly_spaced(width, other_width)
-    rest = torch.Size([*mine.shape[:axis], other.shape[axis], *mine.shape[axis + 1 :]])
-    return with_channels(other, rest, 0).index_select(axis, places.flatten().to(other.device))
+        return []
+    places = (evenly_spaced(heads, theirs)[:, None] * other_width + evenly_spaced(width, other_width)).flatten()
+    chosen = []
+    for mine, other in pairs:
+        if is_out and mine.dim() == 1:
+            chosen.append((mine, with_channels(other, mine.shape, 0)))
+            continue
+        rest = torch.Size([*mine.shape[:axis], wide, *mine.shape[axis + 1 :]])
+        chosen.append((mine, with_channels(other, rest, 0).index_select(axis, places.to(other.device))))
+    return chosen
 
 
 def _fits(mine: torch.Size, theirs: torch.Size) -> bool:

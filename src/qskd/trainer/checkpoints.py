@@ -24,6 +24,7 @@ DISTILLER = "distiller.safetensors"
 AVERAGE = "average.safetensors"
 TRAINED = "number of tensors that learn (norms of a pretrained backbone do not)"  # the optimiser has so many states
 IDENTITY = "identity.json"
+_BEFORE = {"lapd.hard_negative_schedule": "constant"}  # what options were before there were any
 STATE = "trainer_state.json"
 EVALUATION_DUE = "evaluation_due"
 UNFINISHED = ".unfinished"  # checkpoints are written in here and then moved
@@ -71,7 +72,7 @@ def check(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     for key, value in identity.items():
         if key == TRAINED and key not in saved:
             continue  # a checkpoint from before it was noted
-        if saved.get(key) != value:
+        if saved.get(key, _BEFORE.get(key)) != value:
             raise CheckpointError(
                 f"{folder} belongs to another run: its {key} is {saved.get(key)!r}, this run's is {value!r}. "
                 "Resume with the settings it was started with, or start a new run in another --output_dir."

@@ -59,29 +59,29 @@ def name_of(number: int) -> str:
 def shield(loader: Any) -> Any:
     """A loader whose processes go on at a signal, which torchrun and schedulers send to every process of a job.
 
-    They end with the process that they load for: it tells them to, and they look whether it is still there. Where it
-    would end them by SIGTERM, as torch does with those of a loader that an error left, and Python at its own end, it
-    kills them instead.
+    They end with the process that they load for: it tells them to, and they look whether it is still there. That
+    process alone can end them by SIGTERM, as torch does with those of a loader that an error left, and Python at its
+    end.
     """
     inner = getattr(loader, "base_dataloader", loader)  # accelerate's has it inside
     inner.worker_init_fn = partial(_go_on, inner.worker_init_fn)
-    begin = inner._get_iterator
-
-    def begun() -> Any:
-        iterator = begin()
-        for process in getattr(iterator, "_workers", ()):  # none where the process loads for itself
-            process._popen.terminate = process._popen.kill
-        return iterator
-
-    inner._get_iterator = begun
     return loader
 
 
 def _go_on(begin: Callable[[int], Any] | None, worker: int) -> None:
-    for number in _NAMES:
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # else, as on macOS and Windows, SIGTERM ends them
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_as_told_by, args=(os.getppid(),), daemon=True).start()
     if begin is not None:
         begin(worker)
+
+
+def _end_as_told_by(parent: int) -> None:
+    """Wait for a SIGTERM that this process sent; others send it to say that the parent is to end."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 class EvaluationCut(Exception):

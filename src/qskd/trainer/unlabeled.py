@@ -52,6 +52,7 @@ class UnlabeledSteps:
                 world=self.args.world_size,
                 past=step * self.args.gradient_accumulation_steps,
                 workers=self.args.dataloader_num_workers,
+                pin_memory=self.args.dataloader_pin_memory,
             )
             self._stream = iter(shield(loader))
         # As many each step, also where an epoch ends early: a resumed run must find its place.
