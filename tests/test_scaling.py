@@ -1,14 +1,17 @@
 """The scaling model against arithmetic by hand, and the files of its page, which at least must parse."""
 
+import importlib
 import importlib.util
 import json
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
@@ -71,3 +74,25 @@ def test_the_files_for_clusters_parse(tmp_path):
     (container,) = worker["template"]["spec"]["containers"]
     volumes = {volume["name"] for volume in worker["template"]["spec"]["volumes"]}
     assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+
+
+def test_a_part_of_a_stream_of_images_is_taken_as_it_is(tmp_path, monkeypatch, capsys):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    images = {}
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for number in range(3):
+                path = tmp_path / f"{shard}{number}.png"
+                Image.new("RGB", (8, 6), (shard, number, 0)).save(path)
+                images[3 * shard + number] = path.read_bytes()
+                tar.add(path, arcname=path.name)
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    script = importlib.import_module("take_images")
+    asked = ["--shards", str(tmp_path / "*.tar"), "--output_dir", str(tmp_path / "part")]
+    script.main([*asked, "--begin", "2", "--end", "5"])
+    taken = {int(path.stem): path.read_bytes() for path in (tmp_path / "part").iterdir()}
+    assert taken == {number: images[number] for number in (2, 3, 4)}
+    assert capsys.readouterr().out == f"3 images in {tmp_path / 'part'}\n"
+    with pytest.raises(SystemExit, match="holds no image 6: it is over"):
+        script.main([*asked, "--begin", "6", "--end", "9"])
