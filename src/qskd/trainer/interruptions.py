@@ -78,7 +78,7 @@ def _go_on(begin: Callable[[int], Any] | None, worker: int) -> None:
 
 
 def _end_as_told_by(parent: int) -> None:
-    """Wait for a SIGTERM that this process sent; others send it to say that the parent is to end."""
+    """End at a SIGTERM from the parent; others send it to say that the parent is to end."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
