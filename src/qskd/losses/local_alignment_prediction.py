@@ -28,9 +28,9 @@ class LocalAlignmentPrediction(nn.Module):
     from one teacher layer, the last from the last. Per layer,
 
         L = (1 / P) sum over pairs of positives of l + (omega / H) sum over pairs of hard negatives of l,
-        l = class_weight * KL + box_weight * |b_student - b_teacher|_1 + giou_weight * (1 - GIoU),
+        l = class_weight * KL + beta * (box_weight * |b_student - b_teacher|_1 + giou_weight * (1 - GIoU)),
 
-    with P and H the numbers of pairs, at least 1; layers are summed. When a step has several micro-batches or
+    with P and H the numbers of pairs, at least 1, and beta 1 for positives; layers are summed. When a step has several micro-batches or
     processes, each takes the mean over its own pairs and weighs it by its part of all pairs sought, which the
     teacher's side alone tells.
 
@@ -46,6 +46,7 @@ class LocalAlignmentPrediction(nn.Module):
         layers: "all" student layers, or only the "last".
         class_weight, box_weight, giou_weight: weights within a pair.
         hard_negative_weight: omega.
+        hard_negative_box_weight: beta of hard negatives; 0 leaves their boxes to the student.
         hard_negative_schedule: "linear" lets omega fall to 0 by the end of the training; "constant" leaves it.
         weight_by_giou: multiply each hard negative by its teacher query's max(GIoU, 0).
         temperature: of the class divergence.
@@ -56,8 +57,8 @@ class LocalAlignmentPrediction(nn.Module):
 
     Source: Liu et al. 2024 (arXiv 2409.06443) name the idea; pairs, costs and weights 1, 5, 2 are those of
     the third-party code in TPRD (github.com/xingyitong1/TPRD), which is scope="image", top_up=False and
-    single_mean=True. Departures: scope "group", the top-up, two means, KL in place of cross-entropy (equal
-    gradients, 0 for equal predictions), the schedule.
+    single_mean=True and hard_negative_box_weight=1. Departures: scope "group", the top-up, two means, no boxes of
+    hard negatives, KL in place of cross-entropy (equal gradients, 0 for equal predictions), the schedule.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PREDICTIONS})
@@ -75,6 +76,7 @@ class LocalAlignmentPrediction(nn.Module):
         box_weight: float = 5.0,
         giou_weight: float = 2.0,
         hard_negative_weight: float = 1.0,
+        hard_negative_box_weight: float = 0.0,
         hard_negative_schedule: Literal["constant", "linear"] = "constant",
         weight_by_giou: bool = False,
         temperature: float = 1.0,
@@ -97,6 +99,7 @@ class LocalAlignmentPrediction(nn.Module):
         self.scope, self.top_up = scope, top_up
         self.part_weights = (class_weight, box_weight, giou_weight)
         self.hard_negative_weight, self.weight_by_giou = hard_negative_weight, weight_by_giou
+        self.hard_negative_box_weight = hard_negative_box_weight
         self.fades = hard_negative_schedule == "linear"
         self.temperature, self.single_mean = temperature, single_mean
 
@@ -132,8 +135,9 @@ class LocalAlignmentPrediction(nn.Module):
         layers = torch.arange(view.num_layers, device=query.device)
         ours = _predictions(view, flat_rows(query, layers, view.num_queries))
         losses = self._pair_losses(ours, teacher, lesson.known_classes)
+        weights = {"class": weight} | dict.fromkeys(("box", "giou"), self._box_weights(weight, student.match.shape[-1]))
         return {
-            f"lapd_{name}": inner * (loss * weight).sum()
+            f"lapd_{name}": inner * (loss * weights[name]).sum()
             for inner, (name, loss) in zip(self.part_weights, losses.items(), strict=True)
         }
 
@@ -201,10 +205,15 @@ class LocalAlignmentPrediction(nn.Module):
             hard = hard * giou[..., num_objects:].clamp(min=0.0)
         return torch.cat([kinds[0] * positive, kinds[1] * hard], dim=-1)
 
-    def teacher_layers(self, numteacher_layers: int) -> list[int]:
+    def _box_weights(self, weight: Tensor, num_objects: int) -> Tensor:
+        """[L', B, P] what a pair's box and GIoU distance are multiplied by, of the weights of the pairs."""
+        positive, hard = weight.split([num_objects, weight.shape[-1] - num_objects], dim=-1)
+        return torch.cat([positive, hard * self.hard_negative_box_weight], dim=-1)
+
+    def teacher_layers(self, num_teacher_layers: int) -> list[int]:
         """The teacher layer, from 0, of each learning student layer l of L, from 1: round(l L_t / L) - 1."""
         chosen = [
-            int(layer * numteacher_layers / self.num_student_layers + 0.5)
+            int(layer * num_teacher_layers / self.num_student_layers + 0.5)
             for layer in range(1, self.num_student_layers + 1)
         ]
         return [max(layer, 1) - 1 for layer in chosen[-self.num_layers :]]

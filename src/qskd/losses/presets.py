@@ -25,6 +25,7 @@ class LapdSettings:
     box_weight: float = 5.0
     giou_weight: float = 2.0
     hard_negative_weight: float = 1.0
+    hard_negative_box_weight: float = 0.0
     hard_negative_schedule: Literal["constant", "linear"] = "constant"
     weight_by_giou: bool = False
     temperature: float = 1.0
@@ -89,13 +90,17 @@ PRESETS: dict[str, MethodSettings] = {
     # The third-party code in TPRD, without its errors: no limits, pairs of the whole image, one mean.
     "qskd_tprd": MethodSettings(
         selection=GroupQuerySelection(cap=None, max_hard_negatives=None),
-        lapd=LapdSettings(scope="image", top_up=False, single_mean=True),
+        lapd=LapdSettings(scope="image", top_up=False, single_mean=True, hard_negative_box_weight=1.0),
         agfd=AgfdSettings(weight=100.0, norm="area", normalise=False, power=2.0),
     ),
     "none": MethodSettings(lapd=_OFF_LAPD, agfd=_OFF_AGFD),
     "positives": MethodSettings(selection=GroupQuerySelection(select="positives")),
-    "all_queries": MethodSettings(selection=GroupQuerySelection(select="all")),
-    "index_aligned": MethodSettings(selection=GroupQuerySelection(select="all"), lapd=LapdSettings(scope="index")),
+    "all_queries": MethodSettings(
+        selection=GroupQuerySelection(select="all"), lapd=LapdSettings(hard_negative_box_weight=1.0)
+    ),
+    "index_aligned": MethodSettings(
+        selection=GroupQuerySelection(select="all"), lapd=LapdSettings(scope="index", hard_negative_box_weight=1.0)
+    ),
     "features": MethodSettings(lapd=_OFF_LAPD),
     "predictions": MethodSettings(agfd=_OFF_AGFD),
     "unmasked_features": MethodSettings(agfd=AgfdSettings(mask="none")),
