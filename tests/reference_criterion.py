@@ -321,6 +321,7 @@ def lapd(
     scope: str = "group",
     top_up: bool = True,
     hard_weight: float = 1.0,
+    hard_box_weight: float = 0.0,
     by_giou: bool = False,
     single_mean: bool = False,
     selection: dict | None = None,
@@ -370,6 +371,7 @@ def lapd(
                 a = list(student.boxes[layer, image, mine].double())
                 b = teacher.boxes[teacher_layer, image, its].double().tolist()
                 parts["lapd_class"] = parts["lapd_class"] + share * kl
+                share = share * (hard_box_weight if kind == "hard" else 1.0)
                 parts["lapd_box"] = parts["lapd_box"] + 5 * share * l1(a, b)
                 parts["lapd_giou"] = parts["lapd_giou"] + 2 * share * (1 - giou(a, b))
     return parts

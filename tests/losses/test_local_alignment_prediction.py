@@ -36,16 +36,21 @@ def term_for(student: DetrView, **options: object) -> LocalAlignmentPrediction:
 CASES = {
     "default": ({}, {}, {}),
     "image": ({"scope": "image"}, {}, {}),
-    "tprd": ({"scope": "image", "top_up": False, "single_mean": True}, {}, {"cap": None, "most": None}),
-    "index": ({"scope": "index"}, {}, {"mode": "all"}),
+    "hard-boxes": ({"hard_negative_box_weight": 0.3, "hard_negative_weight": 2.0}, {}, {}),
+    "tprd": (
+        {"scope": "image", "top_up": False, "single_mean": True, "hard_negative_box_weight": 1.0},
+        {},
+        {"cap": None, "most": None},
+    ),
+    "index": ({"scope": "index", "hard_negative_box_weight": 1.0}, {}, {"mode": "all"}),
     "index-selected": ({"scope": "index"}, {"student": True, "teacher": False}, {}),
     "no-top-up": ({"top_up": False}, {}, {}),
     "uncapped": ({}, {}, {"cap": None, "most": None, "threshold": -0.3}),
     "small-cap": ({}, {}, {"cap": 2, "threshold": -0.3}),
     "most": ({}, {}, {"most": 3}),
-    "by-giou": ({"weight_by_giou": True, "hard_negative_weight": 0.5}, {}, {}),
+    "by-giou": ({"weight_by_giou": True, "hard_negative_weight": 0.5, "hard_negative_box_weight": 1.0}, {}, {}),
     "agreement": ({}, {}, {"agreement": 0.25}),
-    "all": ({}, {}, {"mode": "all"}),
+    "all": ({"hard_negative_box_weight": 1.0}, {}, {"mode": "all"}),
     "positives": ({}, {}, {"mode": "positives"}),
     "softmax": ({}, {"student": True, "teacher": True}, {}),
     "to-softmax": ({}, {"student": True, "teacher": False}, {}),
@@ -65,7 +70,11 @@ def test_value_and_gradient_equal_the_formula_pair_by_pair(
     selection = GroupQuerySelection(**{RENAMED.get(name, name): value for name, value in settings.items()})
     term = term_for(student, selection=selection, **options)
     parts, _ = run_term(term, student, lesson_of(teacher, targets, selection, known))
-    again = {"hard_negative_weight": "hard_weight", "weight_by_giou": "by_giou"}
+    again = {
+        "hard_negative_weight": "hard_weight",
+        "hard_negative_box_weight": "hard_box_weight",
+        "weight_by_giou": "by_giou",
+    }
     expected = reference.lapd(
         student,
         teacher,
@@ -143,7 +152,8 @@ def hand_view(boxes: list[list[float]], logits: list[float]) -> DetrView:
     return replace(view, boxes=torch.tensor(boxes)[None, None], logits=torch.tensor(logits).view(1, 1, -1, 1))
 
 
-def test_one_positive_and_one_hard_negative_by_hand() -> None:
+@pytest.mark.parametrize("beta", [1.0, 0.5, 0.0])
+def test_one_positive_and_one_hard_negative_by_hand(beta: float) -> None:
     # Object: the left half. Teacher: query 0 is the object, 1 the whole image (GIoU 1/2). Student: query 2 is
     # matched, query 0 is far away (easy), query 1 three quarters (GIoU 2/3): the only candidate.
     # Positives: KL(sigmoid(log 3) = 3/4 || 1/2); boxes equal.
@@ -153,14 +163,14 @@ def test_one_positive_and_one_hard_negative_by_hand() -> None:
     targets = Targets.from_lists([torch.tensor([0])], [torch.tensor([LEFT])])
     groups = GroupQuerySelection().group(teacher, targets, torch.tensor([[[0]]]))
     lesson = Lesson(teacher, groups, targets, torch.tensor([True]))
-    term = term_for(student, hard_negative_weight=3.0)
+    term = term_for(student, hard_negative_weight=3.0, hard_negative_box_weight=beta)
     prepared = term.prepare(lesson)
     parts = term(StudentAnswer(student, torch.tensor([[[2]]])), lesson, prepared, prepared.amount)
     assert prepared.amount.tolist() == [1.0, 1.0]
     kl = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     assert parts["lapd_class"].item() == pytest.approx(kl, abs=1e-6)
-    assert parts["lapd_box"].item() == pytest.approx(3 * 5 * 3 / 8, abs=1e-5)
-    assert parts["lapd_giou"].item() == pytest.approx(3 * 2 * (1 - 3 / 4), abs=1e-5)
+    assert parts["lapd_box"].item() == pytest.approx(beta * 3 * 5 * 3 / 8, abs=1e-5)
+    assert parts["lapd_giou"].item() == pytest.approx(beta * 3 * 2 * (1 - 3 / 4), abs=1e-5)
 
 
 def test_a_threshold_of_one_leaves_the_positives() -> None:
@@ -176,19 +186,24 @@ def test_a_threshold_of_one_leaves_the_positives() -> None:
 def test_hard_negatives_add_something_to_the_positives() -> None:
     student, lesson = random_view(1), lesson_of(random_view(2), random_targets())
     with_hard, prepared = run_term(term_for(student), student, lesson)
+    with_boxes, _ = run_term(term_for(student, hard_negative_box_weight=1.0), student, lesson)
     without, _ = run_term(term_for(student, hard_negative_weight=0.0), student, lesson)
     assert (prepared.amount[2:] > 0).all()
-    assert with_hard["lapd_box"] > without["lapd_box"]
+    assert with_hard["lapd_class"] > without["lapd_class"]
+    assert with_hard["lapd_box"] == without["lapd_box"]
+    assert with_boxes["lapd_box"] > without["lapd_box"]
 
 
 @pytest.mark.parametrize(("schedule", "factor"), [("linear", 0.25), ("constant", 1.0)])
 def test_hard_negatives_may_count_less_and_less(schedule: str, factor: float) -> None:
     student, lesson = random_view(1), lesson_of(random_view(2), random_targets())
-    term = term_for(student, hard_negative_weight=2.0, hard_negative_schedule=schedule)
+    term = term_for(student, hard_negative_weight=2.0, hard_negative_box_weight=1.0, hard_negative_schedule=schedule)
     prepared = term.prepare(lesson)
     answer = replace(answer_of(student, lesson.targets), progress=0.75)
     parts = term(answer, lesson, prepared, prepared.amount)
-    expected, _ = run_term(term_for(student, hard_negative_weight=2.0 * factor), student, lesson)
+    expected, _ = run_term(
+        term_for(student, hard_negative_weight=2.0 * factor, hard_negative_box_weight=1.0), student, lesson
+    )
     assert {name: part.item() for name, part in parts.items()} == pytest.approx(
         {name: part.item() for name, part in expected.items()}, rel=1e-6
     )

@@ -30,9 +30,9 @@ class LocalAlignmentPrediction(nn.Module):
         L = (1 / P) sum over pairs of positives of l + (omega / H) sum over pairs of hard negatives of l,
         l = class_weight * KL + beta * (box_weight * |b_student - b_teacher|_1 + giou_weight * (1 - GIoU)),
 
-    with P and H the numbers of pairs, at least 1, and beta 1 for positives; layers are summed. When a step has several micro-batches or
-    processes, each takes the mean over its own pairs and weighs it by its part of all pairs sought, which the
-    teacher's side alone tells.
+    with P and H the numbers of pairs, at least 1, and beta 1 for positives; layers are summed. When a step has
+    several micro-batches or processes, each takes the mean over its own pairs and weighs it by its part of all pairs
+    sought, which the teacher's side alone tells.
 
     Args:
         num_student_layers: decoder layers of the student's views.
