@@ -86,14 +86,14 @@ class Teaching:
     prepared: Mapping[str, Prepared]
     student_content: Tensor | None = None  # [B, 2] see ``StudentAnswer.content``
 
-    def answer_of(self, view: DetrView, match: Tensor, progress: float = 0.0) -> StudentAnswer:
+    def answer_of(self, view: DetrView, match: Tensor) -> StudentAnswer:
         """A student's side of the same micro-batch; ``match`` [L, B, N] is with all objects of the batch."""
         if self.columns is None:
-            return StudentAnswer(view, match, None, self.student_content, progress)
+            return StudentAnswer(view, match, content=self.student_content)
         taken = matched_object(match, view.num_queries) >= 0
         match = match.gather(2, self.columns.expand(match.shape[0], -1, -1))  # [L, B, N']
         match = match.masked_fill(~self.lesson.targets.is_object, -1)
-        return StudentAnswer(view, match, taken, self.student_content, progress)
+        return StudentAnswer(view, match, taken, self.student_content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +238,6 @@ class Distiller(nn.Module):
         teaching: Teaching | None = None,
         warmup: float = 1.0,
         unlabeled: Unlabeled | None = None,
-        progress: float = 0.0,
     ) -> dict[str, Tensor]:
         """Weighted loss parts of one micro-batch, and their sum under ``loss``.
 
@@ -248,7 +247,6 @@ class Distiller(nn.Module):
             teaching: the teacher's side; None trains the student plainly.
             warmup: factor in [0, 1] on all distillation terms.
             unlabeled: images without annotations to learn from in the same step; their parts are added.
-            progress: share of the training that is done, in [0, 1).
 
         Returns:
             Scalars by name; summed over a step's micro-batches (and averaged over processes) they give the step's
@@ -258,22 +256,20 @@ class Distiller(nn.Module):
         match = self._match(reading, batch.targets, needed=teaching is not None)
         loss, parts = self._detection(reading, batch, match, totals)
         if teaching is not None and match is not None:
-            distilled = self._distillation(reading, match, teaching, totals, (warmup, progress))
+            distilled = self._distillation(reading, match, teaching, totals, warmup)
             loss = loss + _sum(distilled)
             parts |= distilled
         if unlabeled is not None:
-            more, extra = self._unlabeled(unlabeled, totals, (warmup, progress))
+            more, extra = self._unlabeled(unlabeled, totals, warmup)
             loss = loss + more
             parts = extra | {name: part + extra[name] if name in extra else part for name, part in parts.items()}
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
 
-    def _unlabeled(
-        self, given: Unlabeled, totals: StepTotals, pace: tuple[float, float]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _unlabeled(self, given: Unlabeled, totals: StepTotals, warmup: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and parts of images whose objects are the teacher's detections."""
         reading = self.adapter.read(given.detected or given.batch, with_loss=given.detected is not None)
         match = match_to_targets(reading.view, given.batch.targets, self.adapter.match_costs)
-        parts = self._distillation(reading, match, given.teaching, totals, pace)
+        parts = self._distillation(reading, match, given.teaching, totals, warmup)
         loss = _sum(parts)
         if given.detected is not None:
             found = self._match(reading, given.detected.targets, needed=False)
@@ -326,20 +322,17 @@ class Distiller(nn.Module):
         return total * scale, {name: part * scale for name, part in parts.items()}
 
     def _distillation(
-        self, reading: Reading, match: Tensor, teaching: Teaching, totals: StepTotals, pace: tuple[float, float]
+        self, reading: Reading, match: Tensor, teaching: Teaching, totals: StepTotals, warmup: float
     ) -> dict[str, Tensor]:
-        """The parts of all terms; ``pace`` is the factor on all of them, and the share of the training that is done."""
-        warmup, progress = pace
         parts: dict[str, Tensor] = {}
         for name in self.terms:
-            losses = self._term(name, reading, match, teaching, totals, progress)
-            parts |= {part: loss * warmup for part, loss in losses.items()}
+            parts |= {part: loss * warmup for part, loss in self._term(name, reading, match, teaching, totals).items()}
         return parts
 
     def _term(
-        self, name: str, reading: Reading, match: Tensor, teaching: Teaching, totals: StepTotals, progress: float = 0.0
+        self, name: str, reading: Reading, match: Tensor, teaching: Teaching, totals: StepTotals
     ) -> dict[str, Tensor]:
-        answer = teaching.answer_of(reading.view, match, progress)
+        answer = teaching.answer_of(reading.view, match)
         losses = self.terms[name](answer, teaching.lesson, teaching.prepared[name], totals.terms[name])
         return {part: loss * self.weights[name] for part, loss in losses.items()}
 

@@ -194,21 +194,6 @@ def test_hard_negatives_add_something_to_the_positives() -> None:
     assert with_boxes["lapd_box"] > without["lapd_box"]
 
 
-@pytest.mark.parametrize(("schedule", "factor"), [("linear", 0.25), ("constant", 1.0)])
-def test_hard_negatives_may_count_less_and_less(schedule: str, factor: float) -> None:
-    student, lesson = random_view(1), lesson_of(random_view(2), random_targets())
-    term = term_for(student, hard_negative_weight=2.0, hard_negative_box_weight=1.0, hard_negative_schedule=schedule)
-    prepared = term.prepare(lesson)
-    answer = replace(answer_of(student, lesson.targets), progress=0.75)
-    parts = term(answer, lesson, prepared, prepared.amount)
-    expected, _ = run_term(
-        term_for(student, hard_negative_weight=2.0 * factor, hard_negative_box_weight=1.0), student, lesson
-    )
-    assert {name: part.item() for name, part in parts.items()} == pytest.approx(
-        {name: part.item() for name, part in expected.items()}, rel=1e-6
-    )
-
-
 def test_no_more_pairs_are_sought_than_the_student_has_queries() -> None:
     # 4 queries for 3 and 6 objects: 3 and 4 positives, 1 and 0 queries left for hard negatives.
     student, teacher = random_view(1, queries=4), random_view(2, queries=30)

@@ -142,16 +142,6 @@ def test_distillation_grows_over_its_warmup_and_fades_to_the_end(tmp_path, scene
             assert changed[part] == pytest.approx(scale * value, rel=1e-5), part
 
 
-def test_terms_are_told_how_much_of_the_training_is_done(tmp_path, scenes, monkeypatch):
-    trainer = trainer_of(tmp_path, scenes, adapter_of("detr"), adapter_of("detr", decoder_layers=2), max_steps=4)
-    told = []
-    term = trainer.distiller.terms["lapd"]
-    learn = term.forward
-    monkeypatch.setattr(term, "forward", lambda answer, *rest: told.append(answer.progress) or learn(answer, *rest))
-    trainer.train()
-    assert told == [0.0, 0.25, 0.5, 0.75]
-
-
 def test_the_teacher_neither_changes_nor_leaves_evaluation_mode(tmp_path, scenes):
     teacher = adapter_of("rt_detr", decoder_layers=2)
     before = {key: tensor.clone() for key, tensor in teacher.model.state_dict().items()}

@@ -47,7 +47,6 @@ class LocalAlignmentPrediction(nn.Module):
         class_weight, box_weight, giou_weight: weights within a pair.
         hard_negative_weight: omega.
         hard_negative_box_weight: beta of hard negatives; 0 leaves their boxes to the student.
-        hard_negative_schedule: "linear" lets omega fall to 0 by the end of the training; "constant" leaves it.
         weight_by_giou: multiply each hard negative by its teacher query's max(GIoU, 0).
         temperature: of the class divergence.
         single_mean: one mean over positives and hard negatives together, dividing by P + H.
@@ -56,9 +55,9 @@ class LocalAlignmentPrediction(nn.Module):
         ConfigError: an option has an unknown value.
 
     Source: Liu et al. 2024 (arXiv 2409.06443) name the idea; pairs, costs and weights 1, 5, 2 are those of
-    the third-party code in TPRD (github.com/xingyitong1/TPRD), which is scope="image", top_up=False and
+    the third-party code in TPRD (github.com/xingyitong1/TPRD), which is scope="image", top_up=False,
     single_mean=True and hard_negative_box_weight=1. Departures: scope "group", the top-up, two means, no boxes of
-    hard negatives, KL in place of cross-entropy (equal gradients, 0 for equal predictions), the schedule.
+    hard negatives, KL in place of cross-entropy (equal gradients, 0 for equal predictions).
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PREDICTIONS})
@@ -77,7 +76,6 @@ class LocalAlignmentPrediction(nn.Module):
         giou_weight: float = 2.0,
         hard_negative_weight: float = 1.0,
         hard_negative_box_weight: float = 0.0,
-        hard_negative_schedule: Literal["constant", "linear"] = "constant",
         weight_by_giou: bool = False,
         temperature: float = 1.0,
         single_mean: bool = False,
@@ -86,10 +84,6 @@ class LocalAlignmentPrediction(nn.Module):
         if scope not in ("group", "image", "index") or layers not in ("all", "last"):
             raise ConfigError(
                 f"lapd.scope is '{scope}' (choose group, image or index), lapd.layers '{layers}' (all or last)."
-            )
-        if hard_negative_schedule not in ("constant", "linear"):
-            raise ConfigError(
-                f"lapd.hard_negative_schedule is '{hard_negative_schedule}'; choose one of constant, linear."
             )
         if temperature <= 0.0:
             raise ConfigError(f"lapd.temperature is {temperature}; it must be above 0.")
@@ -100,7 +94,6 @@ class LocalAlignmentPrediction(nn.Module):
         self.part_weights = (class_weight, box_weight, giou_weight)
         self.hard_negative_weight, self.weight_by_giou = hard_negative_weight, weight_by_giou
         self.hard_negative_box_weight = hard_negative_box_weight
-        self.fades = hard_negative_schedule == "linear"
         self.temperature, self.single_mean = temperature, single_mean
 
     @torch.no_grad()
@@ -129,9 +122,7 @@ class LocalAlignmentPrediction(nn.Module):
         view, teacher = last_layers(student.view, self.num_layers), prepared.tensors
         query = self.partners(student, lesson, prepared)  # [L', B, P]
         is_pair = (query >= 0) & (teacher["query"] >= 0)
-        shares = prepared.amount, total
-        omega = self.hard_negative_weight * (1.0 - student.progress if self.fades else 1.0)
-        weight = self._pair_weights(is_pair, student.match.shape[-1], teacher["giou"], shares, omega)
+        weight = self._pair_weights(is_pair, student.match.shape[-1], teacher["giou"], prepared.amount, total)
         layers = torch.arange(view.num_layers, device=query.device)
         ours = _predictions(view, flat_rows(query, layers, view.num_queries))
         losses = self._pair_losses(ours, teacher, lesson.known_classes)
@@ -181,26 +172,16 @@ class LocalAlignmentPrediction(nn.Module):
             "giou": 1.0 - aligned_giou(student["boxes"], teacher["boxes"]),
         }
 
-    def _pair_weights(
-        self, is_pair: Tensor, num_objects: int, giou: Tensor, shares: tuple[Tensor, Tensor], omega: float
-    ) -> Tensor:
-        """[L', B, P] what each pair's loss is multiplied by; 0 where there is no pair.
-
-        Args:
-            is_pair: [L', B, P]; the first ``num_objects`` are positives.
-            num_objects: N.
-            giou: [L', B, P] of the teacher's queries.
-            shares: [2 L'] pairs sought in this micro-batch, and in the whole step.
-            omega: weight of the hard negatives.
-        """
+    def _pair_weights(self, is_pair: Tensor, num_objects: int, giou: Tensor, sought: Tensor, total: Tensor) -> Tensor:
+        """[L', B, P] what each pair's loss is multiplied by; 0 where there is no pair."""
         kinds = torch.split(is_pair, [num_objects, is_pair.shape[-1] - num_objects], dim=-1)
         found = torch.stack([kind.sum((1, 2)) for kind in kinds])  # [2, L']
-        share = torch.stack(shares).view(2, 2, -1)  # sought and total, each [2, L']
+        share = torch.stack([sought, total]).view(2, 2, -1)  # sought and total, each [2, L']
         if self.single_mean:
             found, share = found.sum(0, keepdim=True), share.sum(1, keepdim=True)
         scale = share[0] / (share[1].clamp(min=_TINY) * found.clamp(min=1))
         positive, hard = scale.expand(2, -1)[:, :, None, None]  # [L', 1, 1]
-        hard = hard * omega
+        hard = hard * self.hard_negative_weight
         if self.weight_by_giou:
             hard = hard * giou[..., num_objects:].clamp(min=0.0)
         return torch.cat([kinds[0] * positive, kinds[1] * hard], dim=-1)

@@ -26,7 +26,6 @@ class LapdSettings:
     giou_weight: float = 2.0
     hard_negative_weight: float = 1.0
     hard_negative_box_weight: float = 0.0
-    hard_negative_schedule: Literal["constant", "linear"] = "constant"
     weight_by_giou: bool = False
     temperature: float = 1.0
     single_mean: bool = False

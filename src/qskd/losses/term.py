@@ -47,7 +47,6 @@ class StudentAnswer:
     match: Tensor  # [L, B, N] long, query matched to each of ``lesson.targets``; -1 where there is none
     taken: Tensor | None = None  # [L, B, Q] bool, matched to any object; None: to those of ``match`` and no others
     content: Tensor | None = None  # [B, 2] as the lesson's; both are None where both models see the same canvas
-    progress: float = 0.0  # share of the training that is done, in [0, 1)
 
 
 class Term(Protocol):

@@ -152,8 +152,7 @@ class DistillationTrainer(SafeTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """One forward through the wrapped distiller."""
-        pace = {"warmup": self._fading(), "progress": self.state.global_step / max(self.state.max_steps, 1)}
-        parts = model(inputs.batch, inputs.totals, inputs.teaching, unlabeled=inputs.unlabeled, **pace)
+        parts = model(inputs.batch, inputs.totals, inputs.teaching, warmup=self._fading(), unlabeled=inputs.unlabeled)
         loss = parts["loss"]
         self._unchecked.append((inputs, {name: part.detach() for name, part in parts.items()}))
         for name, part in parts.items():
