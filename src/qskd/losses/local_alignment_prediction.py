@@ -188,7 +188,7 @@ class LocalAlignmentPrediction(nn.Module):
 
     def _box_weights(self, weight: Tensor, num_objects: int) -> Tensor:
         """[L', B, P] what a pair's box and GIoU distance are multiplied by, of the weights of the pairs."""
-        positive, hard = weight.split([num_objects, weight.shape[-1] - num_objects], dim=-1)
+        positive, hard = torch.split(weight, [num_objects, weight.shape[-1] - num_objects], dim=-1)
         return torch.cat([positive, hard * self.hard_negative_box_weight], dim=-1)
 
     def teacher_layers(self, num_teacher_layers: int) -> list[int]:
