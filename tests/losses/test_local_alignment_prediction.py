@@ -42,6 +42,7 @@ CASES = {
         {},
         {"cap": None, "most": None},
     ),
+    "one-mean": ({"single_mean": True, "hard_negative_box_weight": 0.3}, {}, {}),
     "index": ({"scope": "index", "hard_negative_box_weight": 1.0}, {}, {"mode": "all"}),
     "index-selected": ({"scope": "index"}, {"student": True, "teacher": False}, {}),
     "no-top-up": ({"top_up": False}, {}, {}),
@@ -204,7 +205,7 @@ def test_no_more_pairs_are_sought_than_the_student_has_queries() -> None:
 
 def test_micro_batches_are_weighted_by_the_pairs_sought() -> None:
     student, lesson = random_view(1), lesson_of(random_view(2), random_targets())
-    term = term_for(student)
+    term = term_for(student, hard_negative_box_weight=1.0)
     alone, prepared = run_term(term, student, lesson)
     shared, _ = run_term(term, student, lesson, prepared.amount * 4)
     for name, value in alone.items():
@@ -261,7 +262,7 @@ def test_room_for_all_hard_negatives_allowed_gives_the_same_loss(
     """On a GPU nobody waits for their number: as many places are made as the selection allows."""
     student, teacher = random_view(1), random_view(2)
     lesson = lesson_of(teacher, random_targets(counts=counts), selection=selection)
-    options = {"scope": scope, "selection": selection}
+    options = {"scope": scope, "selection": selection, "hard_negative_box_weight": 1.0}
     exact, _ = run_term(term_for(student, **options), student, lesson)
     monkeypatch.setattr(host, "waits_for", lambda tensor: True)
     roomy, _ = run_term(term_for(student, **options), student, lesson)

@@ -99,6 +99,12 @@ def test_every_option_has_a_name() -> None:
         assert resolve("qskd", {name: value}) == PRESETS["qskd"]
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_boxes_of_hard_negatives_are_learnt_where_a_method_is_to_imitate_all(name: str) -> None:
+    expected = 1.0 if name in ("qskd_tprd", "all_queries", "index_aligned") else 0.0
+    assert resolve(name).lapd.hard_negative_box_weight == expected
+
+
 def test_a_weight_of_zero_switches_a_term_off() -> None:
     settings = resolve("qskd", {"lapd.weight": 0, "agfd.mask": "none"})
     ((term, weight),) = build_terms(settings, student=Facts(), teacher=Facts()).values()
@@ -109,6 +115,7 @@ def test_a_weight_of_zero_switches_a_term_off() -> None:
 def test_options_reach_the_terms() -> None:
     overrides = {
         "lapd.hard_negative_weight": 0.5,
+        "lapd.hard_negative_box_weight": 0.25,
         "lapd.layers": "last",
         "selection.cap": 3,
         "agfd.norm": "area",
@@ -118,7 +125,8 @@ def test_options_reach_the_terms() -> None:
     lapd, agfd = terms["lapd"][0], terms["agfd"][0]
     assert isinstance(lapd, LocalAlignmentPrediction)
     assert isinstance(agfd, AttentionGuidedFeature)
-    assert (lapd.hard_negative_weight, lapd.num_layers, lapd.selection.cap) == (0.5, 1, 3)
+    assert (lapd.hard_negative_weight, lapd.hard_negative_box_weight) == (0.5, 0.25)
+    assert (lapd.num_layers, lapd.selection.cap) == (1, 3)
     assert (agfd.norm, agfd.normalise, tuple(agfd.projections[0].weight.shape)) == ("area", False, (9, 6))
 
 

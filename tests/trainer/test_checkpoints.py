@@ -85,8 +85,11 @@ def test_how_much_learns_is_compared_where_a_checkpoint_says_so(tmp_path):
     checkpoints.save(tmp_path / "old", net, average, IDENTITY)
     assert checkpoints.check(tmp_path / "old", IDENTITY | {checkpoints.TRAINED: 3})
     assert checkpoints.check(tmp_path / "old", IDENTITY | {"lapd.hard_negative_box_weight": 1.0})
-    with pytest.raises(CheckpointError, match=r"box_weight is None, this run's is 0.0"):
+    with pytest.raises(CheckpointError, match=r"box_weight is 1\.0, this run's is 0\.0"):
         checkpoints.check(tmp_path / "old", IDENTITY | {"lapd.hard_negative_box_weight": 0.0})
+    checkpoints.save(tmp_path / "old", net, average, IDENTITY | {"lapd.hard_negative_schedule": "linear"})
+    with pytest.raises(CheckpointError, match=r"schedule is 'linear', this run's is 'constant'"):
+        checkpoints.check(tmp_path / "old", IDENTITY)
     checkpoints.save(tmp_path, net, average, IDENTITY | {checkpoints.TRAINED: 3})
     with pytest.raises(CheckpointError, match=r"number of tensors that learn .* is 3, this run's is 4"):
         checkpoints.check(tmp_path, IDENTITY | {checkpoints.TRAINED: 4})

@@ -104,7 +104,7 @@ PRESETS: dict[str, MethodSettings] = {
     "predictions": MethodSettings(agfd=_OFF_AGFD),
     "unmasked_features": MethodSettings(agfd=AgfdSettings(mask="none")),
 }
-"""Methods by name. "qskd" is the default; those after "qskd_tprd" take one thing away from it."""
+"""Methods by name. "qskd" is the default; those after "qskd_tprd" take one thing away from it, or select no queries."""
 
 
 def resolve(name: str, overrides: Mapping[str, Any] | None = None) -> MethodSettings:

@@ -24,7 +24,8 @@ DISTILLER = "distiller.safetensors"
 AVERAGE = "average.safetensors"
 TRAINED = "number of tensors that learn (norms of a pretrained backbone do not)"  # the optimiser has so many states
 IDENTITY = "identity.json"
-_BEFORE = {"lapd.hard_negative_box_weight": 1.0}  # what options were before there were any
+_BEFORE = {"lapd.hard_negative_box_weight": 1.0}  # how runs from before an option behaved
+_GONE = {"lapd.hard_negative_schedule": "constant"}  # options of earlier versions, and how all runs behave now
 STATE = "trainer_state.json"
 EVALUATION_DUE = "evaluation_due"
 UNFINISHED = ".unfinished"  # checkpoints are written in here and then moved
@@ -69,12 +70,14 @@ def check(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     if not (folder / IDENTITY).is_file():
         raise _incomplete(folder, IDENTITY)
     saved: dict[str, Any] = json.loads((folder / IDENTITY).read_text())
-    for key, value in identity.items():
+    gone = {key: value for key, value in _GONE.items() if key in saved}
+    for key, value in (identity | gone).items():
         if key == TRAINED and key not in saved:
             continue  # a checkpoint from before it was noted
-        if saved.get(key, _BEFORE.get(key)) != value:
+        was = saved.get(key, _BEFORE.get(key))
+        if was != value:
             raise CheckpointError(
-                f"{folder} belongs to another run: its {key} is {saved.get(key)!r}, this run's is {value!r}. "
+                f"{folder} belongs to another run: its {key} is {was!r}, this run's is {value!r}. "
                 "Resume with the settings it was started with, or start a new run in another --output_dir."
             )
     return saved
