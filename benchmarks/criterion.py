@@ -79,7 +79,9 @@ def random_step(images: int, tokens: int, objects: int, seed: int = 0) -> Step:
 def criterion_of(step: Step) -> Callable[[], list[Tensor]]:
     """One run of the default method's criterion: its loss, then its gradients."""
     selection = GroupQuerySelection()
-    lapd = LocalAlignmentPrediction(num_student_layers=LAYERS, num_student_queries=QUERIES, selection=selection)
+    lapd = LocalAlignmentPrediction(
+        num_student_layers=LAYERS, num_student_queries=QUERIES, selection=selection, hard_negative_box_weight=1.0
+    )
     agfd = AttentionGuidedFeature(
         student_channels=(CHANNELS,),
         teacher_channels=(CHANNELS,),

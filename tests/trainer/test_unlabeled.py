@@ -148,7 +148,7 @@ def test_a_step_adds_the_parts_of_both_kinds_of_images(family, sample):
     distiller.eval()
     alone = distiller(batch, totals, teaching)
     both = distiller(batch, totals, teaching, unlabeled=given)
-    other = distiller._unlabeled(given, totals, (1.0, 0.0))
+    other = distiller._unlabeled(given, totals, 1.0)
     assert both["loss"].item() == pytest.approx(alone["loss"].item() + other[0].item(), rel=1e-4)
     for name, value in other[1].items():
         before = alone[name].item() if name in alone else 0.0
