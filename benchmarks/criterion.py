@@ -77,7 +77,7 @@ def random_step(images: int, tokens: int, objects: int, seed: int = 0) -> Step:
 
 
 def criterion_of(step: Step) -> Callable[[], list[Tensor]]:
-    """One run of the default method's criterion: its loss, then its gradients."""
+    """One run of the method's criterion, boxes of hard negatives included: its loss, then its gradients."""
     selection = GroupQuerySelection()
     lapd = LocalAlignmentPrediction(
         num_student_layers=LAYERS, num_student_queries=QUERIES, selection=selection, hard_negative_box_weight=1.0

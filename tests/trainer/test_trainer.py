@@ -69,20 +69,21 @@ def test_images_without_objects_are_learnt_from(tmp_path, scenes, name):
     assert heads
 
 
-@pytest.mark.parametrize("family", ["rt_detr", "deformable_detr"])
-def test_bfloat16_is_finite_and_near_float32(family, tmp_path, scenes):
+@pytest.mark.parametrize(("family", "tolerance"), [("rt_detr", 0.1), ("deformable_detr", 0.02)])
+def test_bfloat16_is_finite_and_near_float32(family, tolerance, tmp_path, scenes):
+    """At random weights, rounding decides which tokens become an RT-DETR's queries."""
     found = []
     for bf16 in (False, True):
         student, teacher = adapter_of(family), adapter_of(family, decoder_layers=2)
         trainer = trainer_of(tmp_path / f"{bf16}", scenes, student, teacher, max_steps=3, bf16=bf16)
+        trainer.distiller.terms["lapd"].hard_negative_box_weight = 1.0
         trainer.train()
         assert {parameter.dtype for parameter in student.model.parameters()} == {torch.float32}
         assert all(tensor.isfinite().all() for tensor in student.model.state_dict().values())
         found.append(entries_of(tmp_path / f"{bf16}"))
     exact, rough = found
     assert exact[0]["loss"] != rough[0]["loss"]
-    if family != "rt_detr":  # at random weights, rounding decides which tokens become its queries
-        assert rough[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.02)
+    assert rough[0]["loss"] == pytest.approx(exact[0]["loss"], rel=tolerance)
 
 
 def test_the_backbone_learns_at_its_own_rate(tmp_path, scenes):
