@@ -67,13 +67,21 @@ def _search(place: Workplace, cells: Sequence[Cell], options: argparse.Namespace
     if left and options.sweeps and not (options.list or options.dry_run):
         print(f"the sweeps wait for these, which choose their learning rate: {', '.join(left)}")
     elif options.sweeps:
-        sweeps = place.sweep_cells(cells)
+        sweeps = _sweep_cells(place, cells)
         finished.append(_carry_out(place, sweeps, options))
         trials += sweeps
     for cell in dict.fromkeys(trials):
         ap = ap_of(place.runs / cell.name)
         print(f"{'-' if ap is None else format(100 * ap, '.1f'):>6}  {cell.name}")
     return 0 if all(finished) else 1
+
+
+def _sweep_cells(place: Workplace, cells: Sequence[Cell]) -> list[Cell]:
+    """The sweeps' trials; says which rows have no search that chose their learning rate."""
+    sweeps = place.sweep_cells(cells)
+    for dataset, pair in dict.fromkeys(trial.row for trial in sweeps if not place.is_searched(trial)):
+        print(f"{dataset}/{pair}: no complete search was made (--search), so its sweeps learn at the grid's rate")
+    return sweeps
 
 
 def _carry_out(place: Workplace, wanted: Sequence[Cell], options: argparse.Namespace) -> bool:

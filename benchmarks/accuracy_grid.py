@@ -65,7 +65,7 @@ class Search:
     """The choice of every method's learning rate, on a part of the training split."""
 
     holdout: float
-    seed: int
+    seeds: tuple[int, ...]  # of the trials of a rate, whose mean counts
     steps: float  # of a trial, as a share of a cell's
     factors: tuple[float, ...]
     methods: tuple[str, ...]
@@ -86,7 +86,7 @@ class Cell:
     def name(self) -> str:
         """Where it lies, below the runs."""
         room = "cells" if self.search is None else "search"
-        last = f"seed{self.seed}" if self.search is None else f"factor{self.search:g}"
+        last = f"seed{self.seed}" if self.search is None else f"factor{self.search:g}-seed{self.seed}"
         return f"{room}/{self.dataset}/{self.pair}/{self.method}/{last}"
 
     @property
@@ -165,11 +165,17 @@ class Grid:
             return []
         rows = dict.fromkeys((cell.dataset, cell.pair, self.searched_as(cell.method)) for cell in cells)
         return [
-            Cell(dataset, pair, method, self.search.seed, search=factor)
+            trial
             for dataset, pair, method in rows
-            for factor in self.search.factors
             if method in self.search.methods
+            for factor in self.search.factors
+            for trial in self.trials(Cell(dataset, pair, method, 0), factor)
         ]
+
+    def trials(self, cell: Cell, factor: float) -> list[Cell]:
+        """The trials of a cell's method at a factor on its learning rate, one for each seed of the search."""
+        seeds = self.search.seeds if self.search is not None else ()
+        return [replace(cell, seed=seed, search=factor) for seed in seeds]
 
     def searched_as(self, method: str) -> str:
         """The method whose search a method shares: that without the flags in brackets."""

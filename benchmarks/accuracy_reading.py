@@ -70,9 +70,12 @@ def _block(content: Any) -> Block:
 def _search(content: Any) -> Search:
     known = {entry.name for entry in fields(Search)}
     _check_keys("search", content, known, known)
+    for name in ("seeds", "factors", "methods"):
+        if not isinstance(content[name], list) or not content[name]:
+            raise ConfigError(f"search: {name} is {content[name]!r}; expected a list of at least one.")
     return Search(
         float(content["holdout"]),
-        int(content["seed"]),
+        tuple(int(seed) for seed in content["seeds"]),
         float(content["steps"]),
         tuple(float(factor) for factor in content["factors"]),
         tuple(content["methods"]),

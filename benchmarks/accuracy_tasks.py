@@ -124,30 +124,35 @@ class Workplace:
         found = []
         for dataset, pair in dict.fromkeys((cell.dataset, cell.pair) for cell in cells):
             for name in names:
-                plain = Cell(dataset, pair, self.grid.searched_as(name), self.grid.search.seed)
-                found.append(replace(plain, method=name, search=self.factor(plain)[0]))
+                factor = self.factor(Cell(dataset, pair, self.grid.searched_as(name), 0))[0]
+                found += self.grid.trials(Cell(dataset, pair, name, 0), factor)
         return found
 
     def factor(self, cell: Cell) -> tuple[float, bool]:
         """The factor on a cell's learning rate, and whether it was searched.
 
-        A trial's own, else what did best for the method on the held-out part.
+        A trial's own, else that whose trials on the held-out part had the best mean AP for the method.
         """
         if self.grid.search is None:
             return 1.0, False
         if cell.search is not None:
             return cell.search, True
-        tried = {factor: self._trial_ap(cell, factor) for factor in self.grid.search.factors}
-        known = {factor: ap for factor, ap in tried.items() if ap is not None}
-        if len(known) < len(tried):
-            return 1.0, False
-        return max(known, key=lambda factor: (known[factor], factor == 1.0)), True
+        plain = Cell(cell.dataset, cell.pair, self.grid.searched_as(cell.method), 0)
+        means: dict[float, float] = {}
+        for factor in self.grid.search.factors:
+            found = [self._trial_ap(trial) for trial in self.grid.trials(plain, factor)]
+            known = [ap for ap in found if ap is not None]
+            if len(known) < len(found):
+                return 1.0, False
+            means[factor] = sum(known) / len(known)
+        return max(means, key=lambda factor: (means[factor], factor == 1.0)), True
 
-    def _trial_ap(self, cell: Cell, factor: float) -> float | None:
+    def is_searched(self, cell: Cell) -> bool:
+        """Whether the search has chosen the learning rate of a cell's method."""
+        return self.factor(replace(cell, search=None))[1]
+
+    def _trial_ap(self, trial: Cell) -> float | None:
         """AP of a trial; 0 for one whose loss was not finite; None for one that was not made, or otherwise than now."""
-        assert self.grid.search is not None
-        method = self.grid.searched_as(cell.method)
-        trial = Cell(cell.dataset, cell.pair, method, self.grid.search.seed, search=factor)
         if not (self.runs / trial.name).exists() or state_of(self.task(trial)) == "changed":
             return None
         ap = preparing.ap_of(self.runs / trial.name)

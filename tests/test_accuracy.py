@@ -21,6 +21,7 @@ from qskd.trainer import DistillationConfig
 
 ROOT = Path(__file__).parents[1]
 OWN = ("accuracy", "accuracy_grid", "accuracy_preparing", "accuracy_reading", "accuracy_records", "accuracy_running")
+SEARCH = {"holdout": 0.2, "seeds": [100], "steps": 1, "factors": [1, 3], "methods": ["none"]}
 MODULES = (*OWN, "accuracy_states", "accuracy_tables", "accuracy_tasks")
 
 
@@ -39,7 +40,7 @@ def parts():
 @pytest.fixture(scope="module")
 def grid(parts):
     read = parts["reading"].read_grid(ROOT / "benchmarks" / "accuracy.yaml")
-    return replace(read, search=replace(read.search, factors=(0.3, 1, 3)))
+    return replace(read, search=replace(read.search, factors=(0.3, 1, 3), seeds=(100, 101)))
 
 
 def place_of(parts, grid, runs, **data):
@@ -162,6 +163,9 @@ def test_a_dataset_of_ones_own_takes_a_templates_settings_in_the_headline(grid):
         ({"blocks": [{"datasets": [], "pairs": [], "methods": ["x"], "seeds": []}]}, "There is no method 'x'"),
         ({"datasets": {"d": {"drwn": {}}}}, "dataset 'd' has an unknown key 'drwn'"),
         ({"datasets": {"d": {"teacher_start": "e"}}}, "'e' is none of the datasets"),
+        ({"search": {"holdout": 0.2}}, "search lacks 'factors'"),
+        ({"search": SEARCH | {"seeds": 100}}, "search: seeds is 100; expected a list of at least one"),
+        ({"search": SEARCH | {"factors": []}}, r"search: factors is \[\]; expected a list of at least one"),
     ],
 )
 def test_mistakes_in_a_grid_are_named(parts, tmp_path, change: dict[str, Any], message):
@@ -181,6 +185,13 @@ def finish(runs: Path, cell: Any, ap: float) -> None:
     (folder / "summary.json").write_text(json.dumps({"metrics": {"AP": ap}}))
 
 
+def finish_trials(runs: Path, grid: Any, cell: Any, found: dict[float, tuple[float, float]]) -> None:
+    """The trials of a cell's method as done, with these APs of its two seeds."""
+    for factor, results in found.items():
+        for trial, ap in zip(grid.trials(cell, factor), results, strict=True):
+            finish(runs, trial, ap)
+
+
 def options_of(task: Any) -> dict[str, str]:
     words = list(task.command)
     first = next(place for place, word in enumerate(words) if word.startswith("--"))
@@ -191,25 +202,29 @@ def test_the_search_chooses_each_methods_learning_rate(parts, grid, tmp_path):
     place = place_of(parts, grid, tmp_path)
     cells = grid.cells(["bccd", "d_fine", "0", "none", "qskd_from_scratch", "inheritance", "qskd"])
     by_name = {cell.method: cell for cell in cells}
-    trials = {(one.method, one.search): one for one in grid.search_cells(cells)}
-    assert set(trials) == {(method, factor) for method in by_name for factor in (0.3, 1, 3)}, "as many for each"
+    trials = {(one.method, one.search, one.seed): one for one in grid.search_cells(cells)}
+    assert set(trials) == {
+        (method, factor, seed) for method in by_name for factor in (0.3, 1, 3) for seed in (100, 101)
+    }
+    assert len({one.name for one in trials.values()}) == len(trials)
 
     def options(cell):
         return options_of(place.task(cell))
 
     base = options(cells[0])["--learning_rate"]
-    assert float(options(trials["none", 3])["--learning_rate"]) == 3 * float(base)
-    assert int(options(trials["none", 3])["--max_steps"]) == grid.search.steps * int(options(cells[0])["--max_steps"])
-    assert "holdout" in options(trials["none", 3])["--data"]
-    for factor, ap in ((0.3, 0.1), (1, 0.2), (3, 0.3)):
-        finish(tmp_path, trials["none", factor], ap)
-        finish(tmp_path, trials["qskd", factor], 0.4 - ap)
+    trial = options(trials["none", 3, 101])
+    assert float(trial["--learning_rate"]) == 3 * float(base)
+    assert trial["--seed"] == "101"
+    assert int(trial["--max_steps"]) == grid.search.steps * int(options(cells[0])["--max_steps"])
+    assert "holdout" in trial["--data"]
+    finish_trials(tmp_path, grid, by_name["none"], {0.3: (0.1, 0.1), 1: (0.4, 0.1), 3: (0.3, 0.3)})
+    finish_trials(tmp_path, grid, by_name["qskd"], {0.3: (0.1, 0.4), 1: (0.3, 0.1), 3: (0.0, 0.2)})
     found = {name: float(options(cell)["--learning_rate"]) / float(base) for name, cell in by_name.items()}
     assert found == pytest.approx({"none": 3, "qskd_from_scratch": 1, "inheritance": 1, "qskd": 0.3})
     assert not {"--lapd_weight", "--agfd_weight"} & set(options(by_name["qskd"])), "the weights stay"
 
 
-def test_sweeps_are_made_when_the_search_is_done(parts, grid, tmp_path, monkeypatch):
+def test_sweeps_are_made_when_the_search_is_done(parts, grid, tmp_path, monkeypatch, capsys):
     """When the sweeps' commands are made, the rate of what they vary is known."""
     main = importlib.import_module("accuracy")
     place = place_of(parts, grid, tmp_path)
@@ -227,7 +242,8 @@ def test_sweeps_are_made_when_the_search_is_done(parts, grid, tmp_path, monkeypa
     options = argparse.Namespace(search=True, sweeps=True, list=False, dry_run=False)
     main._search(place, cells, options)
     assert asked == [{"none", "qskd"}, {"qskd"}]
-    assert {trial.search for trial in place.sweep_cells(cells)} == {3.0}
+    assert "no complete search" not in capsys.readouterr().out
+    assert {(trial.search, trial.seed) for trial in place.sweep_cells(cells)} == {(3.0, 100), (3.0, 101)}
 
 
 @pytest.mark.parametrize(
@@ -245,9 +261,9 @@ def test_a_trial_that_diverged_counts_as_nothing_found_and_one_that_broke_off_as
 ):
     place = place_of(parts, grid, tmp_path)
     cell = grid.cells(["bccd", "d_fine", "0", "none"])[0]
-    low, middle, high = grid.search_cells([cell])
-    finish(tmp_path, low, 0.2)
-    finish(tmp_path, middle, 0.1)
+    finish_trials(tmp_path, grid, cell, {0.3: (0.2, 0.2), 1: (0.1, 0.1)})
+    first, high = grid.trials(cell, 3)
+    finish(tmp_path, first, 0.3)
     assert place.factor(cell) == (1.0, False)
     (tmp_path / high.name).mkdir(parents=True)
     (tmp_path / high.name / "cell.json").write_text('{"failed": 1}')
@@ -267,12 +283,13 @@ def test_trials_with_other_settings_than_now_choose_nothing(parts, grid, tmp_pat
     assert place_of(parts, other, tmp_path).factor(cell) == (1.0, False)
 
 
-def test_sweeps_are_trials_with_the_option_as_it_is_written(parts, grid, tmp_path):
+def test_sweeps_are_trials_with_the_option_as_it_is_written(parts, grid, tmp_path, capsys):
     place = place_of(parts, grid, tmp_path)
     cell = grid.cells(["bccd", "d_fine", "0", "qskd"])[0]
-    before = {trial.method: trial for trial in place.sweep_cells([cell])}
-    for factor, ap in ((0.3, 0.1), (1, 0.2), (3, 0.3)):
-        finish(tmp_path, next(one for one in grid.search_cells([cell]) if one.search == factor), ap)
+    main = importlib.import_module("accuracy")
+    before = {trial.method: trial for trial in main._sweep_cells(place, [cell])}
+    assert "bccd/d_fine: no complete search was made" in capsys.readouterr().out
+    finish_trials(tmp_path, grid, cell, {0.3: (0.1, 0.1), 1: (0.2, 0.2), 3: (0.3, 0.3)})
     trials = {trial.method: trial for trial in place.sweep_cells([cell])}
     assert {trial.search for trial in before.values()} == {1.0}
     assert {trial.search for trial in trials.values()} == {3.0}, "at the rate that was chosen for what they vary"
