@@ -152,7 +152,7 @@ def test_an_unknown_choice_is_refused_by_name(option: str) -> None:
         term_for(random_view(), random_view(), **{option: "x"})
 
 
-@pytest.mark.parametrize("power", [0.0, -1.0])
+@pytest.mark.parametrize("power", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_power_that_is_not_above_0_is_refused(power: float) -> None:
     with pytest.raises(ConfigError, match=f"agfd.power is {power}; it must be above 0"):
         term_for(random_view(), random_view(), power=power)

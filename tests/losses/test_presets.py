@@ -83,6 +83,9 @@ def test_limits_can_be_lifted_with_none() -> None:
         ("qskd", {"selection.cap": 1.5}, "expected int or None"),
         ("qskd", {"selection.cap": True}, "expected int or None"),
         ("qskd", {"selection.threshold": 3}, "selection.threshold is 3.0"),
+        ("qskd", {"lapd.weight": -1}, "lapd.weight is -1.0; it must be finite, and 0 or more"),
+        ("qskd", {"lapd.hard_negative_box_weight": float("nan")}, "lapd.hard_negative_box_weight is nan"),
+        ("qskd", {"agfd.weight": float("inf")}, "agfd.weight is inf; it must be finite"),
     ],
 )
 def test_what_does_not_exist_or_fit_is_refused_with_what_does(name: str, overrides: dict, message: str) -> None:

@@ -1,5 +1,6 @@
 """Attention-Guided Feature Distillation (AGFD): imitate memory where the teacher's selected queries look."""
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -77,8 +78,8 @@ class AttentionGuidedFeature(nn.Module):
         begins_alike: int | None = None,
     ) -> None:
         super().__init__()
-        if power <= 0.0:
-            raise ConfigError(f"agfd.power is {power}; it must be above 0. agfd.mask none weighs all tokens alike.")
+        if not 0.0 < power < math.inf:
+            raise ConfigError(f"agfd.power is {power}; it must be above 0 and finite. agfd.mask none weighs all tokens alike.")
         _check_choice("norm", norm, ("mass", "area"))
         _check_choice("projection", projection, ("auto", "linear"))
         self.pairs = _pairs_of_levels(student_strides, teacher_strides)

@@ -1,5 +1,6 @@
 """Local Alignment Prediction Distillation (LAPD): imitate what the teacher's selected queries predict."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal
@@ -85,8 +86,8 @@ class LocalAlignmentPrediction(nn.Module):
             raise ConfigError(
                 f"lapd.scope is '{scope}' (choose group, image or index), lapd.layers '{layers}' (all or last)."
             )
-        if temperature <= 0.0:
-            raise ConfigError(f"lapd.temperature is {temperature}; it must be above 0.")
+        if not 0.0 < temperature < math.inf:
+            raise ConfigError(f"lapd.temperature is {temperature}; it must be above 0 and finite.")
         self.num_student_layers, self.num_student_queries = num_student_layers, num_student_queries
         self.num_layers = num_student_layers if layers == "all" else 1
         self.selection = replace(selection or GroupQuerySelection(), class_agreement=None)

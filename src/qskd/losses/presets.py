@@ -1,5 +1,6 @@
 """Methods by name: every option of Query Selection KD, its presets and the ablations worth comparing."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import UnionType
@@ -30,6 +31,9 @@ class LapdSettings:
     temperature: float = 1.0
     single_mean: bool = False
 
+    def __post_init__(self) -> None:
+        _check_weights("lapd", self)
+
 
 @dataclass(frozen=True, slots=True)
 class AgfdSettings:
@@ -43,6 +47,9 @@ class AgfdSettings:
     norm_per_level: bool = False
     epsilon: float = 1e-6
     power: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_weights("agfd", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,14 @@ class DetrFacts(Protocol):
     @property
     def strides(self) -> tuple[int, ...]:
         """Pixels per cell of each level."""
+
+
+def _check_weights(room: str, settings: LapdSettings | AgfdSettings) -> None:
+    """Refuse weights that are negative or not finite."""
+    for option in fields(settings):
+        value = getattr(settings, option.name)
+        if option.name.endswith("weight") and not 0.0 <= value < math.inf:
+            raise ConfigError(f"{room}.{option.name} is {value}; it must be finite, and 0 or more. 0 switches it off.")
 
 
 _OFF_LAPD, _OFF_AGFD = LapdSettings(weight=0.0), AgfdSettings(weight=0.0)
