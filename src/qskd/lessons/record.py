@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qskd.distiller import Teaching
 from qskd.losses.attention_guided_feature import query_weights
-from qskd.losses.local_alignment_prediction import listed
+from qskd.losses.query_rows import listed
 from qskd.models import host
 from qskd.models.adapter import Need
 from qskd.models.view import DetrView

@@ -79,7 +79,9 @@ class AttentionGuidedFeature(nn.Module):
     ) -> None:
         super().__init__()
         if not 0.0 < power < math.inf:
-            raise ConfigError(f"agfd.power is {power}; it must be above 0 and finite. agfd.mask none weighs all tokens alike.")
+            raise ConfigError(
+                f"agfd.power is {power}; it must be above 0 and finite. agfd.mask none weighs all tokens alike."
+            )
         _check_choice("norm", norm, ("mass", "area"))
         _check_choice("projection", projection, ("auto", "linear"))
         self.pairs = _pairs_of_levels(student_strides, teacher_strides)

@@ -12,10 +12,10 @@ from qskd.boxes import aligned_giou, at_least_float32
 from qskd.errors import ConfigError
 from qskd.losses.class_divergence import class_divergence, say_for_head
 from qskd.losses.hard_negative_alignment import align_hard_negatives
+from qskd.losses.query_rows import flat_rows, last_layers, listed, predictions_at
 from qskd.losses.term import Lesson, Prepared, StudentAnswer
 from qskd.models.adapter import Need
 from qskd.models.host import constant, most_selected
-from qskd.models.view import DetrView
 from qskd.selection.groups import GroupQuerySelection, Role
 
 _TINY = 1e-6
@@ -111,7 +111,7 @@ class LocalAlignmentPrediction(nn.Module):
         hard = listed(is_hard, self._most_hard_negatives(lesson, is_hard))  # [L', B, T]
         query = torch.cat([positives, hard], dim=-1)  # [L', B, P]
         rows = flat_rows(query, layers, view.num_queries)
-        tensors = _predictions(view, rows) | {
+        tensors = predictions_at(view, rows) | {
             "query": query,
             "owner": groups.owner.flatten()[rows],
             "giou": groups.giou.flatten()[rows],
@@ -125,13 +125,11 @@ class LocalAlignmentPrediction(nn.Module):
         is_pair = (query >= 0) & (teacher["query"] >= 0)
         weight = self._pair_weights(is_pair, student.match.shape[-1], teacher["giou"], prepared.amount, total)
         layers = torch.arange(view.num_layers, device=query.device)
-        ours = _predictions(view, flat_rows(query, layers, view.num_queries))
-        losses = self._pair_losses(ours, teacher, lesson.known_classes)
-        weights = {"class": weight} | dict.fromkeys(("box", "giou"), self._box_weights(weight, student.match.shape[-1]))
-        return {
-            f"lapd_{name}": inner * (loss * weights[name]).sum()
-            for inner, (name, loss) in zip(self.part_weights, losses.items(), strict=True)
-        }
+        ours = predictions_at(view, flat_rows(query, layers, view.num_queries))
+        divergence = self._class_losses(ours, teacher, lesson.known_classes)
+        distances = self._box_losses(ours["boxes"], teacher["boxes"], weight, student.match.shape[-1])
+        parts = {"lapd_class": (divergence * weight).sum(), **distances}
+        return {name: inner * part for inner, (name, part) in zip(self.part_weights, parts.items(), strict=True)}
 
     @torch.no_grad()
     def partners(self, student: StudentAnswer, lesson: Lesson, prepared: Prepared) -> Tensor:
@@ -157,21 +155,27 @@ class LocalAlignmentPrediction(nn.Module):
         )
         return torch.cat([match, partner], dim=-1)
 
-    def _pair_losses(
+    def _class_losses(
         self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], known_classes: Tensor
-    ) -> dict[str, Tensor]:
-        """[L', B, P] each."""
+    ) -> Tensor:
+        """[L', B, P] of each pair."""
         softmax = "no_object" in student
         ours, theirs = (
             say_for_head(side["logits"], side.get("no_object"), known_classes, softmax=softmax)
             for side in (student, teacher)
         )
-        distance = at_least_float32(student["boxes"]) - at_least_float32(teacher["boxes"])
-        return {
-            "class": class_divergence(ours, theirs, softmax=softmax, temperature=self.temperature),
-            "box": distance.abs().sum(-1),
-            "giou": 1.0 - aligned_giou(student["boxes"], teacher["boxes"]),
-        }
+        return class_divergence(ours, theirs, softmax=softmax, temperature=self.temperature)
+
+    def _box_losses(self, ours: Tensor, theirs: Tensor, weight: Tensor, num_objects: int) -> dict[str, Tensor]:
+        """Weighted sums over boxes [L', B, P, 4]; of the positives alone where those of hard negatives do not count."""
+        positive, hard = torch.split(weight, [num_objects, weight.shape[-1] - num_objects], dim=-1)
+        if self.hard_negative_box_weight:
+            weight = torch.cat([positive, hard * self.hard_negative_box_weight], dim=-1)
+        else:
+            weight, ours, theirs = positive, ours[..., :num_objects, :], theirs[..., :num_objects, :]
+        distance = (at_least_float32(ours) - at_least_float32(theirs)).abs().sum(-1)
+        overlap = aligned_giou(ours, theirs)
+        return {"lapd_box": (weight * distance).sum(), "lapd_giou": (weight * (1.0 - overlap)).sum()}
 
     def _pair_weights(self, is_pair: Tensor, num_objects: int, giou: Tensor, sought: Tensor, total: Tensor) -> Tensor:
         """[L', B, P] what each pair's loss is multiplied by; 0 where there is no pair."""
@@ -186,11 +190,6 @@ class LocalAlignmentPrediction(nn.Module):
         if self.weight_by_giou:
             hard = hard * giou[..., num_objects:].clamp(min=0.0)
         return torch.cat([kinds[0] * positive, kinds[1] * hard], dim=-1)
-
-    def _box_weights(self, weight: Tensor, num_objects: int) -> Tensor:
-        """[L', B, P] what a pair's box and GIoU distance are multiplied by, of the weights of the pairs."""
-        positive, hard = torch.split(weight, [num_objects, weight.shape[-1] - num_objects], dim=-1)
-        return torch.cat([positive, hard * self.hard_negative_box_weight], dim=-1)
 
     def teacher_layers(self, num_teacher_layers: int) -> list[int]:
         """The teacher layer, from 0, of each learning student layer l of L, from 1: round(l L_t / L) - 1."""
@@ -216,44 +215,3 @@ class LocalAlignmentPrediction(nn.Module):
         free = ours - objects.clamp(max=ours)  # [B]
         hard = torch.minimum(is_hard.sum(-1), free)
         return torch.cat([matched.sum(-1), hard.sum(-1)]).float()
-
-
-def listed(mask: Tensor, length: int) -> Tensor:
-    """[..., Q] bool to [..., length] long: the indices where True, in order, then -1."""
-    index = torch.arange(mask.shape[-1], device=mask.device).expand(mask.shape)
-    slot = (mask.cumsum(-1) - 1).where(mask, length).clamp(max=length)
-    slots = torch.full((*mask.shape[:-1], length + 1), -1, device=mask.device)
-    return slots.scatter_(-1, slot, index)[..., :length]
-
-
-def flat_rows(query: Tensor, layers: Tensor, num_queries: int) -> Tensor:
-    """Rows of a [L, B, Q, ...] tensor flattened to [L B Q, ...].
-
-    Args:
-        query: [L', B, P] long; -1 (no query) gives some query's row.
-        layers: [L'] long, each one's layer.
-        num_queries: Q.
-    """
-    images = torch.arange(query.shape[1], device=query.device)
-    return (layers[:, None, None] * query.shape[1] + images[:, None]) * num_queries + query.clamp(min=0)
-
-
-def last_layers(view: DetrView, count: int) -> DetrView:
-    """The view of the last decoder layers only."""
-    if count == view.num_layers:
-        return view
-    no_object = None if view.no_object is None else view.no_object[-count:]
-    return replace(view, logits=view.logits[-count:], boxes=view.boxes[-count:], no_object=no_object, attention=None)
-
-
-def _predictions(view: DetrView, rows: Tensor) -> dict[str, Tensor]:
-    """Logits [..., C], boxes [..., 4] and, of a softmax head, no_object [...] of the given rows [...]."""
-    stacks = {"logits": view.logits, "boxes": view.boxes}
-    if view.no_object is not None:
-        stacks["no_object"] = view.no_object[..., None]
-    index = rows.flatten()
-    taken = {
-        name: stack.flatten(0, 2).index_select(0, index).view(*rows.shape, stack.shape[-1])
-        for name, stack in stacks.items()
-    }
-    return {name: value.squeeze(-1) if name == "no_object" else value for name, value in taken.items()}
