@@ -52,10 +52,13 @@ def _run(options: argparse.Namespace) -> int:
         load_records(options.out)  # refused now rather than after the trainings
     place, cells, is_whole = _open(options)
     if options.search or options.sweeps:
+        _check_search(place, cells, options)
         return _search(place, cells, options)
+    if not options.summarise:
+        _say_unsearched(place, cells)
     finished = _carry_out(place, cells, options)
     if not (options.list or options.dry_run):
-        _summarise(place, options)
+        _summarise(place, cells, options)
     return 0 if finished and is_whole else 1
 
 
@@ -63,25 +66,48 @@ def _search(place: Workplace, cells: Sequence[Cell], options: argparse.Namespace
     """The trials of the search, then those of the sweeps, at the learning rates that it has chosen."""
     trials = place.grid.search_cells(cells) if options.search else []
     finished = [_carry_out(place, trials, options)] if trials else []
-    left = [cell.name for cell in trials if state_of(place.task(cell)) in ("open", "begun")]
+    left = [cell.name for cell in trials if state_of(place.task(cell)) in ("open", "begun", "changed")]
     if left and options.sweeps and not (options.list or options.dry_run):
         print(f"the sweeps wait for these, which choose their learning rate: {', '.join(left)}")
     elif options.sweeps:
-        sweeps = _sweep_cells(place, cells)
+        sweeps = place.sweep_cells(cells)
+        _say_unsearched(place, sweeps)
         finished.append(_carry_out(place, sweeps, options))
         trials += sweeps
-    for cell in dict.fromkeys(trials):
-        ap = ap_of(place.runs / cell.name)
-        print(f"{'-' if ap is None else format(100 * ap, '.1f'):>6}  {cell.name}")
-    return 0 if all(finished) else 1
+    stale = [_say_result(place, cell) for cell in dict.fromkeys(trials)]
+    if any(stale):
+        print("Trials that were made otherwise than they would be now choose nothing; --redo makes them again.")
+    return 0 if all(finished) and not any(stale) else 1
 
 
-def _sweep_cells(place: Workplace, cells: Sequence[Cell]) -> list[Cell]:
-    """The sweeps' trials; says which rows have no search that chose their learning rate."""
-    sweeps = place.sweep_cells(cells)
-    for dataset, pair in dict.fromkeys(trial.row for trial in sweeps if not place.is_searched(trial)):
-        print(f"{dataset}/{pair}: no complete search was made (--search), so its sweeps learn at the grid's rate")
-    return sweeps
+def _say_result(place: Workplace, trial: Cell) -> bool:
+    """Print a trial's AP; whether it was made otherwise than it would be now."""
+    ap = ap_of(place.runs / trial.name)
+    is_stale = state_of(place.task(trial)) == "changed"
+    print(f"{'-' if ap is None else format(100 * ap, '.1f'):>6}  {trial.name}{' (made otherwise)' if is_stale else ''}")
+    return is_stale
+
+
+def _say_unsearched(place: Workplace, cells: Sequence[Cell]) -> None:
+    """Say which methods that the search covers have no complete one."""
+    lacking: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        method = place.grid.searched_as(cell.method)
+        if place.grid.search is not None and method in place.grid.search.methods and not place.is_searched(cell):
+            lacking.setdefault(cell.row, []).append(method)
+    for (dataset, pair), methods in lacking.items():
+        names = ", ".join(dict.fromkeys(methods))
+        print(f"{dataset}/{pair}: no complete search (--search) for {names}: the learning rate is the grid's own")
+
+
+def _check_search(place: Workplace, cells: Sequence[Cell], options: argparse.Namespace) -> None:
+    if place.grid.search is None:
+        raise QskdError(f"--grid {options.grid} has no section 'search', which --search and --sweeps need.")
+    if options.seeds is not None:
+        raise QskdError("--seeds chooses cells; trials have the seeds of the grid's section 'search'.")
+    if options.sweeps and not place.sweep_cells(cells):
+        varied = ", ".join(dict.fromkeys(map(place.grid.searched_as, place.grid.sweeps))) or "nothing"
+        raise QskdError(f"--sweeps: the grid varies {varied}, which is not among the methods that --only leaves.")
 
 
 def _carry_out(place: Workplace, wanted: Sequence[Cell], options: argparse.Namespace) -> bool:
@@ -113,6 +139,9 @@ def _open(options: argparse.Namespace) -> tuple[Workplace, list[Cell], bool]:
     teachers = {name: Path(folder).resolve() for name, folder in map(_named, options.teacher)}
     _check_teachers(grid, teachers)
     place = Workplace(grid, options.runs.resolve(), data, teachers)
+    taken = set(options.seeds or ()) & set(grid.search.seeds if grid.search is not None else ())
+    if taken:
+        raise QskdError(f"--seeds {min(taken)}: the search has chosen the learning rates with this seed; give others.")
     cells = grid.cells(options.only, options.seeds)
     lacking = {cell.dataset: place.missing_data(cell) for cell in cells}
     for name, where in lacking.items():
@@ -157,7 +186,9 @@ def _environment(options: argparse.Namespace) -> dict[str, str]:
 def _show_states(tasks: dict[str, Task]) -> None:
     for name, task in tasks.items():
         print(f"{state_of(task):<8} {name}")
-    print(f"{sum(task.done for task in tasks.values())} of {len(tasks)} done")
+    states = [state_of(task) for task in tasks.values()]
+    changed = states.count("changed")
+    print(f"{states.count('done')} of {len(tasks)} done" + (f", {changed} made otherwise (--redo)" if changed else ""))
 
 
 def _show_commands(tasks: dict[str, Task]) -> None:
@@ -168,14 +199,16 @@ def _show_commands(tasks: dict[str, Task]) -> None:
                 print(shlex.join(command_line(task)))
 
 
-def _summarise(place: Workplace, options: argparse.Namespace) -> None:
+def _summarise(place: Workplace, cells: Sequence[Cell], options: argparse.Namespace) -> None:
+    """Write all records, and the tables of the rows that were chosen."""
     from accuracy_plots import plot_all
 
     found, problems = read_records(place)
     for problem in problems:
         print(f"left out, it cannot be read: {problem}")
     records = merge_records(found, options.out)
-    tables = tables_of(records)
+    rows = {cell.row for cell in cells}
+    tables = tables_of(one for one in records if not options.only or (one.dataset, one.pair) in rows)
     text = as_markdown(tables)
     place.runs.mkdir(parents=True, exist_ok=True)
     (place.runs / "accuracy.md").write_text(text, encoding="utf-8")

@@ -104,7 +104,6 @@ class Block:
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     curve: int = 0
-    headline: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,10 +181,10 @@ class Grid:
         return method.partition("[")[0]
 
     def with_dataset(self, name: str, template: str | None = None) -> "Grid":
-        """With one more dataset, trained as another one is, in the headline blocks.
+        """With one more dataset, trained as another one is, in the first block that names that.
 
         Raises:
-            ConfigError: there is no such template.
+            ConfigError: there is no such template, or it is in no block.
         """
         template = template or self.template
         if template not in self.datasets:
@@ -194,9 +193,11 @@ class Grid:
             raise ConfigError(f"'{name}' is no name for a dataset: give letters, digits, '_', '-' and '.'.")
         # What the template's images are, and where its teacher begins, says nothing of other images.
         new = replace(self.datasets[template], name=name, drawn=None, teacher_drawn=None, teacher_start=None)
-        blocks = [
-            replace(block, datasets=(*block.datasets, name)) if block.headline else block for block in self.blocks
-        ]
+        blocks = list(self.blocks)
+        place = next((place for place, block in enumerate(blocks) if template in block.datasets), None)
+        if place is None:
+            raise ConfigError(f"No block of the grid names '{template}', the template of '{name}'.")
+        blocks[place] = replace(blocks[place], datasets=(*blocks[place].datasets, name))
         return replace(self, datasets={**self.datasets, name: new}, blocks=tuple(blocks))
 
 

@@ -18,6 +18,7 @@ from qskd.runs.splitting import split
 PARENT = "QSKD_BENCHMARK_DATA"
 LAST_WRITTEN = Path("annotations") / "instances_val.json"
 _NOT_FINITE = re.compile(r"(is|are) not finite|gradient norm at step \d+ is (nan|inf)")
+_TEXTS = frozenset({".json", ".jsonl", ".xml", ".txt", ".csv", ".yaml", ".yml"})
 LOG = "log.txt"
 NOTES = "cell.json"  # beside a run: its command and how it went
 
@@ -48,6 +49,22 @@ def hold_out(data: Path, folder: Path, share: float) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     split(SourceOptions(data=str(data)), fresh, {"train": 1 - share, "val": share})
     fresh.rename(folder)
+
+
+@cache
+def data_print(folder: Path) -> str:
+    """What tells a data set's folder from others: its files' names and sizes, and what is in those that hold text."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+            digest.update(path.read_bytes() if path.suffix.lower() in _TEXTS else b"")
+    return digest.hexdigest()[:8]
+
+
+def recipe_print(recipe: Mapping[str, Any]) -> str:
+    """What tells a recipe from others."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def weights_print(folder: Path) -> str | None:

@@ -73,13 +73,16 @@ def _search(content: Any) -> Search:
     for name in ("seeds", "factors", "methods"):
         if not isinstance(content[name], list) or not content[name]:
             raise ConfigError(f"search: {name} is {content[name]!r}; expected a list of at least one.")
-    return Search(
-        float(content["holdout"]),
-        tuple(int(seed) for seed in content["seeds"]),
-        float(content["steps"]),
-        tuple(float(factor) for factor in content["factors"]),
-        tuple(content["methods"]),
-    )
+    try:
+        return Search(
+            float(content["holdout"]),
+            tuple(int(seed) for seed in content["seeds"]),
+            float(content["steps"]),
+            tuple(float(factor) for factor in content["factors"]),
+            tuple(content["methods"]),
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"search: {error}; holdout, steps and factors are numbers, seeds are whole ones.") from error
 
 
 def _sweeps(content: Mapping[str, Mapping[str, list[Any]]]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Record:
     image_size: tuple[int, ...]
     curve: tuple[tuple[int, float], ...]  # AP after so many steps
     changed: bool  # whether the grid now says other settings than the cell was trained with
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the preset at that time, as far as they are known
 
 
 def read_records(place: Workplace) -> tuple[list[Record], list[str]]:
@@ -134,6 +135,7 @@ def _record(place: Workplace, cell: Cell, path: Path) -> Record:
         image_size=tuple(summary["image_size"]),
         curve=tuple((one["step"], one["eval_AP"]) for one in evaluations if "eval_AP" in one),
         changed=_is_changed(place, cell),
+        options=notes.get("options") or {},
     )
 
 

@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -126,11 +126,9 @@ class Runner:
 
     def _start(self, task: Task) -> None:
         if task.make is not None:
-            _say(f"{task.name}: preparing")
-            task.product.parent.parent.mkdir(parents=True, exist_ok=True)
-            task.make()
+            self._prepare(task, task.make)
             return
-        lock = _lock(task)
+        lock = _lock(task.folder)
         if lock is None:
             _say(f"{task.name}: is being trained by another call")
             self._elsewhere.add(task.name)
@@ -158,6 +156,17 @@ class Runner:
         about = f", about {expected / 60:.1f} min" if expected is not None else ""
         _say(f"{task.name}: " + (f"going on from step {step}" if step else "begun") + about)
         self._running.append(Sitting(task, process, lock, step, time.monotonic()))
+
+    def _prepare(self, task: Task, make: Callable[[], None]) -> None:
+        """Make what is made here, unless another call does so: then wait for it."""
+        lock = _lock(task.folder.parent, wait=True)
+        try:
+            if not task.done:
+                _say(f"{task.name}: preparing")
+                make()
+        finally:
+            if lock is not None:
+                os.close(lock)
 
     def _note_start(self, task: Task, step: int) -> None:
         before = notes_of(task.folder)
@@ -262,13 +271,13 @@ def hardware() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _lock(task: Task) -> int | None:
-    """An open file that is locked, for as long as any process has it open; None where another one has it."""
-    path = task.folder.with_name(f".{task.folder.name}.lock")
+def _lock(folder: Path, *, wait: bool = False) -> int | None:
+    """An open file beside a folder, locked for as long as any process has it open; None where another one has it."""
+    path = folder.with_name(f".{folder.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         os.close(file)
         return None

@@ -10,6 +10,8 @@ from accuracy_grid import BASELINE
 from accuracy_records import Record
 from scipy.stats import t
 
+from qskd.losses.presets import PRESETS, options_of, resolve
+
 CONFIDENCE = 0.95
 METHOD = "qskd"  # what every row is compared with, beside the baseline
 
@@ -171,17 +173,16 @@ def as_markdown(tables: Sequence[Table]) -> str:
 def _markdown(table: Table) -> str:
     head = (
         f"| method | seeds | AP | AP50 | over {BASELINE} | {CONFIDENCE:.0%} interval | {METHOD} over this "
-        f"| reaches {BASELINE}'s AP after (steps, time) | s/step |"
+        f"| {CONFIDENCE:.0%} interval | reaches {BASELINE}'s AP after (steps, time) | s/step |"
     )
-    lines = [f"### {table.dataset}, {table.pair}", "", _about(table), "", head, "|---|---|---|---|---|---|---|---|---|"]
+    lines = [f"### {table.dataset}, {table.pair}", "", _about(table), "", head, "|---" * head.count(" | ") + "|---|"]
     lines += [_line(row) for row in table.rows]
     return "\n".join([*lines, *_notes(table)])
 
 
 def _about(table: Table) -> str:
-    some = next(
-        (row.records[0] for row in table.rows if row.records[0].teacher_ap is not None), table.rows[0].records[0]
-    )
+    rows = sorted(table.rows, key=lambda row: (row.records[0].teacher_ap is None, row.method != METHOD))
+    some = rows[0].records[0]
     teacher = f"teacher AP {_percent(some.teacher_ap)}" if some.teacher_ap is not None else "teacher not measured yet"
     sizes = " of ".join(_millions(count) for count in (some.parameters, some.teacher_parameters) if count is not None)
     edges = " x ".join(str(edge) for edge in some.image_size)
@@ -198,6 +199,7 @@ def _line(row: MethodRow) -> str:
         _with_error(row.gain),
         _interval(row.gain),
         _with_error(row.behind),
+        _interval(row.behind),
         _shares(row),
         f"{seconds:.3g}" if seconds is not None else "",
     ]
@@ -216,6 +218,7 @@ def _notes(table: Table) -> list[str]:
     unsearched = sorted({record.method for record in records if not record.searched})
     if unsearched:
         notes.append(f"Not searched: {', '.join(unsearched)}.")
+    notes += _other_options(records)
     shares = {record.method: record.inherited for record in records if record.inherited is not None}
     notes += [
         f"{name} began with the teacher's values in {share:.0%} of its weights." for name, share in shares.items()
@@ -224,6 +227,19 @@ def _notes(table: Table) -> list[str]:
         found = sorted({str(value) for record in records if (value := getattr(record, kind)) is not None})
         notes += [f"Of more than one {kind.replace('_', ' ')}: {', '.join(found)}."] if len(found) > 1 else []
     return ["", *[f"- {note}" for note in notes]] if notes else []
+
+
+def _other_options(records: Iterable[Record]) -> list[str]:
+    """Which presets have other options by now than the cells were trained with."""
+    found: dict[str, list[int]] = {}
+    for record in records:
+        preset = record.method.partition("[")[0].removesuffix("_from_scratch")
+        now = options_of(resolve(preset)) if preset in PRESETS else {}
+        for name, value in record.options.items():
+            if name in now and now[name] != value:
+                told = f"{record.method} was trained with {name} {value}, which is {now[name]} by now"
+                found.setdefault(told, []).append(record.seed)
+    return [f"{told} (seeds {', '.join(map(str, seeds))})." for told, seeds in found.items()]
 
 
 def _with_spread(one: Spread) -> str:

@@ -78,9 +78,7 @@ class Workplace:
         if cell.search is not None and self.grid.search is not None:
             flags["max_steps"] = round(flags["max_steps"] * self.grid.search.steps)
         data, needs = (
-            self._data(dataset)
-            if cell.search is None
-            else (self.runs / "holdout" / dataset.name, [f"holdout/{dataset.name}"])
+            self._data(dataset) if cell.search is None else (self._holdout_folder(dataset), [f"holdout/{dataset.name}"])
         )
         student = str(_repository_file(pair.student))
         if pair.student_backbone_weights is not None and (pair.other_family or method.begins_anew):
@@ -98,7 +96,7 @@ class Workplace:
             "factor": factor,
             "searched": searched and cell.search is None,
             "kind": _kind(cell, method),
-            "settings": self._settings(command, str(data), dataset.name),
+            "settings": self._settings(command, str(data), self._versioned(dataset)),
             "options": {} if method.method is None else options_of(resolve(method.method)),
         }
         taught_by = None if method.method is None else self.teacher(dataset, pair)[0]
@@ -117,15 +115,16 @@ class Workplace:
         return int(self._flags(self.grid.datasets[cell.dataset], self.grid.pairs[cell.pair], "student")["max_steps"])
 
     def sweep_cells(self, cells: Iterable[Cell]) -> list[Cell]:
-        """Trials of the sweeps' methods, at the rates of those that they vary, in the rows of these cells."""
+        """Trials of the sweeps of these cells' methods, at the rates that were searched for those."""
         if self.grid.search is None:
             return []
         names = dict.fromkeys([*map(self.grid.searched_as, self.grid.sweeps), *self.grid.sweeps])
         found = []
-        for dataset, pair in dict.fromkeys((cell.dataset, cell.pair) for cell in cells):
+        for dataset, pair, method in dict.fromkeys((cell.dataset, cell.pair, cell.method) for cell in cells):
+            factor = self.factor(Cell(dataset, pair, method, 0))[0]
             for name in names:
-                factor = self.factor(Cell(dataset, pair, self.grid.searched_as(name), 0))[0]
-                found += self.grid.trials(Cell(dataset, pair, name, 0), factor)
+                if self.grid.searched_as(name) == method:
+                    found += self.grid.trials(Cell(dataset, pair, name, 0), factor)
         return found
 
     def factor(self, cell: Cell) -> tuple[float, bool]:
@@ -184,8 +183,10 @@ class Workplace:
     def _teacher(self, dataset: Dataset, pair: Pair) -> Task:
         name = f"teachers/{dataset.name}/{pair.name}"
         data, needs = self._data(dataset)
+        version = self._versioned(dataset)
         if dataset.teacher_drawn is not None:
-            data, needs = self.runs / "teacher_data" / dataset.name, [f"teacher_data/{dataset.name}"]
+            data, needs = self._teacher_drawing(dataset).folder.parent, [f"teacher_data/{dataset.name}"]
+            version = data.name
         assert pair.teacher is not None
         model = _repository_file(pair.teacher)
         if dataset.teacher_start is not None:
@@ -195,7 +196,7 @@ class Workplace:
         command = ("train", "--model", str(model), "--data", str(data), *flags, "--output_dir", str(self.runs / name))
         facts = {
             "kind": f"teacher {dataset.name} {pair.name}",
-            "settings": self._settings(command, data, dataset.name),
+            "settings": self._settings(command, data, version),
         }
         return Task(name, self.runs / name / "summary.json", tuple(needs), command, facts=facts)
 
@@ -209,27 +210,42 @@ class Workplace:
                 f"Where is '{dataset.name}'? Give --data {dataset.name}=FOLDER, or set {preparing.PARENT} to the "
                 f"folder that holds a folder '{dataset.name}'."
             )
-        return self.runs / "data" / dataset.name, [f"data/{dataset.name}"]
+        return self._drawing(dataset).folder.parent, [f"data/{dataset.name}"]
+
+    def _versioned(self, dataset: Dataset) -> str:
+        """A data set's name with what tells its content from another one of that name."""
+        if dataset.name in self.data:
+            return f"{dataset.name}-{preparing.data_print(self.data[dataset.name])}"
+        return f"{dataset.name}-{preparing.recipe_print(dataset.drawn or {})}"
 
     def _drawing(self, dataset: Dataset) -> Task:
-        folder = self.runs / "data" / dataset.name
+        folder = self.runs / "data" / self._versioned(dataset)
         return _drawing_task(f"data/{dataset.name}", folder, dataset.drawn or {})
 
     def _teacher_drawing(self, dataset: Dataset) -> Task:
-        folder = self.runs / "teacher_data" / dataset.name
-        return _drawing_task(f"teacher_data/{dataset.name}", folder, dataset.teacher_drawn or {})
+        recipe = dataset.teacher_drawn or {}
+        folder = self.runs / "teacher_data" / f"{dataset.name}-{preparing.recipe_print(recipe)}"
+        return _drawing_task(f"teacher_data/{dataset.name}", folder, recipe)
+
+    def _holdout_folder(self, dataset: Dataset) -> Path:
+        assert self.grid.search is not None
+        return self.runs / "holdout" / f"{self._versioned(dataset)}-{self.grid.search.holdout:g}"
 
     def _holdout(self, dataset: Dataset) -> Task:
         assert self.grid.search is not None
         data, needs = self._data(dataset)
-        folder = self.runs / "holdout" / dataset.name
+        folder = self._holdout_folder(dataset)
         make = partial(preparing.hold_out, data, folder, self.grid.search.holdout)
         return Task(f"holdout/{dataset.name}", folder / preparing.LAST_WRITTEN, tuple(needs), make=make)
 
     def _flags(self, dataset: Dataset, pair: Pair, who: str) -> dict[str, Any]:
         parts = [self.grid.flags, dataset.flags]
         parts += [getattr(place, f"{who}_flags") for place in (self.grid, dataset, pair)]
-        return {name: value for part in parts for name, value in part.items()}
+        flags = {name: value for part in parts for name, value in part.items()}
+        for name in ("learning_rate", "max_steps"):
+            if name not in flags:
+                raise ConfigError(f"{dataset.name}/{pair.name}: the grid gives no {name}; give it in {who}_flags.")
+        return flags
 
 
 def _kind(cell: Cell, method: Method) -> str:

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,8 @@ import yaml
 from builders_runs import complete_checkpoint
 from qskd.cli.parsing import parse
 from qskd.errors import ConfigError
+from qskd.losses.presets import options_of as options_of_preset
+from qskd.losses.presets import resolve
 from qskd.runs.options import DataOptions, MethodOptions, PairOptions, TrainOptions
 from qskd.trainer import DistillationConfig
 
@@ -52,9 +55,6 @@ def place_of(parts, grid, runs, **data):
 
 
 def test_the_grid_asks_what_a_sceptic_would(grid):
-    headline = [block for block in grid.blocks if block.headline]
-    assert len(headline) == 1
-    assert grid.blocks[0].headline
     first = grid.blocks[:3]
     assert {name for block in first for name in block.datasets} == {"bccd", "drawn_easy", "aquarium"}
     for block in first:
@@ -144,9 +144,13 @@ def test_words_choose_cells_by_kind(grid):
         grid.cells(["bcd"])
 
 
-def test_a_dataset_of_ones_own_takes_a_templates_settings_in_the_headline(grid):
+@pytest.mark.parametrize(("template", "pair"), [("bccd", "d_fine"), ("aquarium", "d_fine_lite")])
+def test_a_dataset_of_ones_own_takes_a_templates_settings_and_headline(grid, template, pair):
+    cells = grid.with_dataset("fruit", template).cells(["fruit"])
+    methods = {"none", "inheritance", "positives", "unmasked_features", "qskd"}
+    assert {(cell.dataset, cell.pair) for cell in cells} == {("fruit", pair)}
+    assert {cell.method for cell in cells} == methods
     more = grid.with_dataset("fruit")
-    assert {cell.dataset for cell in more.cells(["fruit"])} == {"fruit"}
     assert more.datasets["fruit"].student_flags == grid.datasets["bccd"].student_flags
     with pytest.raises(ConfigError, match="template 'nothing'"):
         grid.with_dataset("fruit", "nothing")
@@ -165,6 +169,7 @@ def test_a_dataset_of_ones_own_takes_a_templates_settings_in_the_headline(grid):
         ({"datasets": {"d": {"teacher_start": "e"}}}, "'e' is none of the datasets"),
         ({"search": {"holdout": 0.2}}, "search lacks 'factors'"),
         ({"search": SEARCH | {"seeds": 100}}, "search: seeds is 100; expected a list of at least one"),
+        ({"search": SEARCH | {"seeds": ["x"]}}, "search: invalid literal.*seeds are whole ones"),
         ({"search": SEARCH | {"factors": []}}, r"search: factors is \[\]; expected a list of at least one"),
     ],
 )
@@ -283,12 +288,51 @@ def test_trials_with_other_settings_than_now_choose_nothing(parts, grid, tmp_pat
     assert place_of(parts, other, tmp_path).factor(cell) == (1.0, False)
 
 
+def test_a_search_with_stale_trials_says_so_and_is_not_done(parts, grid, tmp_path, monkeypatch, capsys):
+    main = importlib.import_module("accuracy")
+    place = place_of(parts, grid, tmp_path)
+    cells = grid.cells(["bccd", "d_fine", "0", "none"])
+    for trial in grid.search_cells(cells):
+        finish(tmp_path, trial, 0.1)
+        (tmp_path / trial.name / "cell.json").write_text(json.dumps(place.task(trial).facts))
+    stale = grid.search_cells(cells)[0]
+    (tmp_path / stale.name / "cell.json").write_text('{"settings": ["other"]}')
+    monkeypatch.setattr(main, "_carry_out", lambda *_: True)
+    options = argparse.Namespace(search=True, sweeps=False, list=False, dry_run=False)
+    assert main._search(place, cells, options) == 1
+    text = capsys.readouterr().out
+    assert f"{stale.name} (made otherwise)" in text
+    assert text.count("(made otherwise)") == 1
+    assert "--redo makes them again" in text
+
+
+def test_other_labels_in_the_same_place_are_other_settings(parts, grid, tmp_path):
+    labels = tmp_path / "bccd" / "labels.json"
+    labels.parent.mkdir()
+    (labels.parent / "image.jpg").write_bytes(b"one")
+    cell = grid.cells(["bccd", "d_fine", "0", "qskd"])[0]
+    trial = grid.search_cells([cell])[0]
+    found = []
+    for content in ("[1]", "[2]", "[1]"):
+        labels.write_text(content)
+        parts["preparing"].data_print.cache_clear()
+        place = place_of(parts, grid, tmp_path / "runs", bccd=labels.parent)
+        found.append([place.task(one).facts["settings"] for one in (cell, trial)])
+        held_out = place.tasks([trial])["holdout/bccd"].folder.parent
+        assert str(held_out) in place.task(trial).command
+    for first, second, third in zip(*found, strict=True):
+        assert first != second
+        assert first == third
+
+
 def test_sweeps_are_trials_with_the_option_as_it_is_written(parts, grid, tmp_path, capsys):
     place = place_of(parts, grid, tmp_path)
     cell = grid.cells(["bccd", "d_fine", "0", "qskd"])[0]
     main = importlib.import_module("accuracy")
-    before = {trial.method: trial for trial in main._sweep_cells(place, [cell])}
-    assert "bccd/d_fine: no complete search was made" in capsys.readouterr().out
+    before = {trial.method: trial for trial in place.sweep_cells([cell])}
+    main._say_unsearched(place, [cell])
+    assert "bccd/d_fine: no complete search (--search) for qskd: " in capsys.readouterr().out
+    assert place.sweep_cells(grid.cells(["bccd", "d_fine", "0", "positives"])) == []
     finish_trials(tmp_path, grid, cell, {0.3: (0.1, 0.1), 1: (0.2, 0.2), 3: (0.3, 0.3)})
     trials = {trial.method: trial for trial in place.sweep_cells([cell])}
     assert {trial.search for trial in before.values()} == {1.0}
@@ -416,6 +460,26 @@ def test_tables_put_the_baseline_first_and_say_what_is_amiss(parts):
     assert "+5.0 (one seed)" in text
     assert "1 of 2 cells were trained with other settings" in text
     assert "Not searched: qskd." in text
+    assert "teacher AP 50.0" in text
+
+
+def test_tables_say_which_presets_have_other_options_by_now(parts):
+    options = options_of_preset(resolve("qskd"))
+    text = {
+        weight: parts["tables"].as_markdown(
+            parts["tables"].tables_of(
+                [
+                    record(parts, method=method, options=options | {"lapd.hard_negative_box_weight": weight})
+                    for method in ("qskd", "qskd_from_scratch")
+                ]
+            )
+        )
+        for weight in (0.0, 1.0)
+    }
+    assert "by now" not in text[0.0]
+    for method in ("qskd", "qskd_from_scratch"):
+        told = f"{method} was trained with lapd.hard_negative_box_weight 1.0, which is 0.0 by now (seeds 0)."
+        assert told in text[1.0]
 
 
 def test_every_row_is_compared_with_the_method_too(parts):
@@ -474,6 +538,20 @@ def test_data_that_lie_nowhere_are_not_done(parts, tmp_path, capsys, monkeypatch
     assert "left out bccd" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--search", "--seeds", "5"], "--seeds chooses cells; trials have the seeds of"),
+        (["--seeds", "0", "100"], "--seeds 100: the search has chosen the learning rates with this seed"),
+        (["--sweeps", "--only", "positives"], "--sweeps: the grid varies qskd, which is not among"),
+    ],
+)
+def test_what_a_call_cannot_mean_is_refused(parts, tmp_path, capsys, words, message):
+    arguments = ["--out", str(tmp_path / "a.json"), "--runs", str(tmp_path / "runs"), *words]
+    assert parts["accuracy"].main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("key", ["loss", "eval_AP50"])
 def test_a_cell_that_two_calls_trained_at_once_does_not_count(parts, tmp_path, key):
     lines = [json.dumps({"step": step, key: 1.0}) for step in (1, 2, 2, 3)]
@@ -493,7 +571,7 @@ def task_of(parts, folder: Path, *command: str) -> Any:
 
 def test_a_cell_that_another_process_trains_is_left_alone(parts, tmp_path):
     task = task_of(parts, tmp_path / "cell", "--help")
-    lock = parts["running"]._lock(task)
+    lock = parts["running"]._lock(task.folder)
     (tmp_path / "cell").mkdir()
     (tmp_path / "cell" / "mine").write_text("")
     runner = parts["running"].Runner({"t": task})
@@ -503,6 +581,22 @@ def test_a_cell_that_another_process_trains_is_left_alone(parts, tmp_path):
     assert not parts["running"].Runner({"t": task}).run(), "begun now; it ends without a summary"
     assert not (tmp_path / "cell" / "mine").exists()
     assert json.loads((tmp_path / "cell" / "cell.json").read_text())["errors"] == 1
+
+
+def test_what_another_call_prepares_is_waited_for(parts, tmp_path):
+    folder, made = tmp_path / "data" / "scenes", []
+    task = parts["tasks"].Task("data/scenes", folder / "annotations" / "val.json", make=lambda: made.append(1))
+    lock = parts["running"]._lock(folder)
+    running = threading.Thread(target=parts["running"].Runner({task.name: task}).run)
+    running.start()
+    running.join(timeout=1)
+    assert running.is_alive()
+    task.folder.mkdir(parents=True)
+    task.product.write_text("")
+    os.close(lock)
+    running.join(timeout=30)
+    assert not running.is_alive()
+    assert made == []
 
 
 def test_a_cell_begins_anew_after_a_second_error(parts, tmp_path):
