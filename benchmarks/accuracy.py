@@ -54,11 +54,13 @@ def _run(options: argparse.Namespace) -> int:
     if options.search or options.sweeps:
         _check_search(place, cells, options)
         return _search(place, cells, options)
-    if not options.summarise:
-        _say_unsearched(place, cells)
+    if options.summarise:
+        _summarise(place, options)
+        return 0
+    _say_unsearched(place, cells)
     finished = _carry_out(place, cells, options)
     if not (options.list or options.dry_run):
-        _summarise(place, cells, options)
+        _summarise(place, options)
     return 0 if finished and is_whole else 1
 
 
@@ -74,7 +76,11 @@ def _search(place: Workplace, cells: Sequence[Cell], options: argparse.Namespace
         _say_unsearched(place, sweeps)
         finished.append(_carry_out(place, sweeps, options))
         trials += sweeps
+    if options.dry_run:
+        return 0
     stale = [_say_result(place, cell) for cell in dict.fromkeys(trials)]
+    if options.list:
+        return 0
     if any(stale):
         print("Trials that were made otherwise than they would be now choose nothing; --redo makes them again.")
     return 0 if all(finished) and not any(stale) else 1
@@ -84,7 +90,8 @@ def _say_result(place: Workplace, trial: Cell) -> bool:
     """Print a trial's AP; whether it was made otherwise than it would be now."""
     ap = ap_of(place.runs / trial.name)
     is_stale = state_of(place.task(trial)) == "changed"
-    print(f"{'-' if ap is None else format(100 * ap, '.1f'):>6}  {trial.name}{' (made otherwise)' if is_stale else ''}")
+    told = "-" if ap is None else format(100 * ap, ".1f")
+    print(f"{told:>6}  {trial.name}{' (made otherwise)' if is_stale else ''}")
     return is_stale
 
 
@@ -97,10 +104,12 @@ def _say_unsearched(place: Workplace, cells: Sequence[Cell]) -> None:
             lacking.setdefault(cell.row, []).append(method)
     for (dataset, pair), methods in lacking.items():
         names = ", ".join(dict.fromkeys(methods))
-        print(f"{dataset}/{pair}: no complete search (--search) for {names}: the learning rate is the grid's own")
+        _remark(f"{dataset}/{pair}: no complete search (--search) for {names}: the learning rate is the grid's own")
 
 
 def _check_search(place: Workplace, cells: Sequence[Cell], options: argparse.Namespace) -> None:
+    if options.summarise:
+        raise QskdError("--summarise makes tables of cells; --search and --sweeps have none.")
     if place.grid.search is None:
         raise QskdError(f"--grid {options.grid} has no section 'search', which --search and --sweeps need.")
     if options.seeds is not None:
@@ -112,14 +121,12 @@ def _check_search(place: Workplace, cells: Sequence[Cell], options: argparse.Nam
 
 def _carry_out(place: Workplace, wanted: Sequence[Cell], options: argparse.Namespace) -> bool:
     """Train cells, or show them; whether nothing is left to do."""
-    if options.redo and not options.summarise:
+    if options.redo:
         _forget_changed(place, wanted, options.list or options.dry_run)
     tasks = place.tasks(wanted)
     if options.list or options.dry_run:
         show = _show_commands if options.dry_run else _show_states
         show(tasks)
-        return True
-    if options.summarise:
         return True
     place.runs.mkdir(parents=True, exist_ok=True)
     left = options.minutes and options.minutes - (time.monotonic() - options.began) / 60
@@ -146,7 +153,7 @@ def _open(options: argparse.Namespace) -> tuple[Workplace, list[Cell], bool]:
     lacking = {cell.dataset: place.missing_data(cell) for cell in cells}
     for name, where in lacking.items():
         if where is not None:
-            print(f"left out {name}: where is {where}? --data {where}=FOLDER, or {PARENT}=FOLDER that holds {where}/")
+            _remark(f"left out {name}: where is {where}? --data {where}=FOLDER, or {PARENT}=FOLDER that holds {where}/")
     known = [cell for cell in cells if lacking[cell.dataset] is None]
     return place, known, len(known) == len(cells) or not options.only
 
@@ -168,9 +175,11 @@ def _named(text: str) -> tuple[str, str]:
 
 
 def _forget_changed(place: Workplace, cells: Sequence[Cell], only_say: bool) -> None:
-    """Move runs aside that were made with other settings than the grid now says."""
-    for task in place.tasks(cells).values():
-        if state_of(task) == "changed":
+    """Move runs aside that were made with other settings than the grid now says, and what came of them."""
+    changed: set[str] = set()
+    for name, task in place.tasks(cells).items():  # each behind what it needs
+        if state_of(task) == "changed" or (changed.intersection(task.needs) and task.folder.exists() and task.command):
+            changed.add(name)
             aside = next(path for number in range(1, 1000) if not (path := Path(f"{task.folder}.old{number}")).exists())
             print(f"{task.name}: made otherwise than it would be now; to {aside.name}")
             if not only_say:
@@ -199,20 +208,24 @@ def _show_commands(tasks: dict[str, Task]) -> None:
                 print(shlex.join(command_line(task)))
 
 
-def _summarise(place: Workplace, cells: Sequence[Cell], options: argparse.Namespace) -> None:
-    """Write all records, and the tables of the rows that were chosen."""
+def _remark(text: str) -> None:
+    """Print what is no part of a list of commands, so that those of --dry-run can be run."""
+    print(f"# {text}")
+
+
+def _summarise(place: Workplace, options: argparse.Namespace) -> None:
+    """Write all records and their tables; print the tables of the rows that were chosen."""
     from accuracy_plots import plot_all
 
     found, problems = read_records(place)
     for problem in problems:
         print(f"left out, it cannot be read: {problem}")
     records = merge_records(found, options.out)
-    rows = {cell.row for cell in cells}
-    tables = tables_of(one for one in records if not options.only or (one.dataset, one.pair) in rows)
-    text = as_markdown(tables)
+    tables = tables_of(records)
     place.runs.mkdir(parents=True, exist_ok=True)
-    (place.runs / "accuracy.md").write_text(text, encoding="utf-8")
-    print(text)
+    (place.runs / "accuracy.md").write_text(as_markdown(tables), encoding="utf-8")
+    rows = {cell.row for cell in place.grid.cells(options.only, options.seeds)}
+    print(as_markdown([table for table in tables if not options.only or (table.dataset, table.pair) in rows]))
     for path in [options.out, place.runs / "accuracy.md", *plot_all(tables, place.runs)]:
         print(f"written: {path}")
 

@@ -181,10 +181,10 @@ class Grid:
         return method.partition("[")[0]
 
     def with_dataset(self, name: str, template: str | None = None) -> "Grid":
-        """With one more dataset, trained as another one is, in the first block that names that.
+        """With one more dataset, trained as another one is, in the first block that names that and trains its teacher.
 
         Raises:
-            ConfigError: there is no such template, or it is in no block.
+            ConfigError: there is no such template, or no block trains a teacher on it.
         """
         template = template or self.template
         if template not in self.datasets:
@@ -194,11 +194,16 @@ class Grid:
         # What the template's images are, and where its teacher begins, says nothing of other images.
         new = replace(self.datasets[template], name=name, drawn=None, teacher_drawn=None, teacher_start=None)
         blocks = list(self.blocks)
-        place = next((place for place, block in enumerate(blocks) if template in block.datasets), None)
-        if place is None:
-            raise ConfigError(f"No block of the grid names '{template}', the template of '{name}'.")
+        fitting = [place for place, block in enumerate(blocks) if template in block.datasets and self._trains(block)]
+        if not fitting:
+            raise ConfigError(f"No block of the grid trains a teacher on '{template}', the template of '{name}'.")
+        place = fitting[0]
         blocks[place] = replace(blocks[place], datasets=(*blocks[place].datasets, name))
         return replace(self, datasets={**self.datasets, name: new}, blocks=tuple(blocks))
+
+    def _trains(self, block: Block) -> bool:
+        """Whether the teachers of a block learn its own classes."""
+        return all(self.pairs[pair].trained is None for pair in block.pairs)
 
 
 def filtered(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:

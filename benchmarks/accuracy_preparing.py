@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from qskd.runs.splitting import split
 PARENT = "QSKD_BENCHMARK_DATA"
 LAST_WRITTEN = Path("annotations") / "instances_val.json"
 _NOT_FINITE = re.compile(r"(is|are) not finite|gradient norm at step \d+ is (nan|inf)")
-_TEXTS = frozenset({".json", ".jsonl", ".xml", ".txt", ".csv", ".yaml", ".yml"})
+_WITH_LABELS = frozenset({".json", ".jsonl", ".xml", ".txt", ".csv", ".yaml", ".yml", ".arrow", ".parquet"})
 LOG = "log.txt"
 NOTES = "cell.json"  # beside a run: its command and how it went
 
@@ -39,27 +39,51 @@ def find_data(name: str, given: Mapping[str, Path]) -> Path | None:
 
 def draw(folder: Path, recipe: Mapping[str, Any]) -> None:
     """Scenes as a recipe of the grid says."""
-    draw_dataset(folder, **recipe)
+    fresh = _fresh(folder)
+    draw_dataset(fresh, **recipe)
+    fresh.rename(folder)
 
 
 def hold_out(data: Path, folder: Path, share: float) -> None:
     """The training split of a data set as a training and a validation split of its own."""
-    fresh = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    fresh = _fresh(folder)
     split(SourceOptions(data=str(data)), fresh, {"train": 1 - share, "val": share})
     fresh.rename(folder)
 
 
+def _fresh(folder: Path) -> Path:
+    """Where a folder is made that takes its name when it is complete; what an interrupted call left is removed."""
+    fresh = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    return fresh
+
+
 @cache
-def data_print(folder: Path) -> str:
-    """What tells a data set's folder from others: its files' names and sizes, and what is in those that hold text."""
+def data_print(place: Path) -> str:
+    """What tells a data set from others: its files' names and sizes, and what is in those that hold labels.
+
+    Args:
+        place: its folder, or the one file that describes it. Links are followed.
+
+    Raises:
+        ConfigError: something in it cannot be read.
+    """
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
-            digest.update(path.read_bytes() if path.suffix.lower() in _TEXTS else b"")
+    try:
+        for path in [place] if place.is_file() else sorted(_files_below(place)):
+            digest.update(
+                f"{path.relative_to(place) if path != place else place.name} {path.stat().st_size}\n".encode()
+            )
+            digest.update(path.read_bytes() if path.suffix.lower() in _WITH_LABELS else b"")
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be read ({error.strerror}).") from error
     return digest.hexdigest()[:8]
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder, followlinks=True):
+        yield from (Path(parent) / name for name in names)
 
 
 def recipe_print(recipe: Mapping[str, Any]) -> str:

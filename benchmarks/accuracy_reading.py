@@ -76,7 +76,7 @@ def _search(content: Any) -> Search:
     try:
         return Search(
             float(content["holdout"]),
-            tuple(int(seed) for seed in content["seeds"]),
+            tuple(int(str(seed)) for seed in content["seeds"]),
             float(content["steps"]),
             tuple(float(factor) for factor in content["factors"]),
             tuple(content["methods"]),
@@ -116,6 +116,9 @@ def _check(grid: Grid) -> None:
     for dataset in grid.datasets.values():
         if dataset.teacher_start is not None:
             _check_names("datasets", [dataset.teacher_start], grid.datasets)
+    seeds = {seed for block in grid.blocks for seed in block.seeds}
+    if grid.search is not None and seeds & set(grid.search.seeds):
+        raise ConfigError(f"search: seed {min(seeds & set(grid.search.seeds))} is a block's, too; give another.")
     named = [name for block in grid.blocks for name in block.methods]
     for name in (*named, *grid.sweeps, *(grid.search.methods if grid.search else ())):
         grid.method(name)

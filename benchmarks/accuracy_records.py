@@ -123,7 +123,7 @@ def _record(place: Workplace, cell: Cell, path: Path) -> Record:
         steps=summary["steps"],
         commit=notes.get("commit", "unknown"),
         device=f"{summary['device'].split(':')[0]}, {notes.get('hardware', 'unknown')}",
-        searched=bool(notes.get("searched", False)),
+        searched=bool(notes.get("searched", False)) or _is_chosen(place, cell, notes),
         factor=float(notes.get("factor", 1.0)),
         learning_rate=_learning_rate(notes),
         teacher=str(of_teacher.get("fingerprint", ""))[:12] or None,
@@ -145,6 +145,13 @@ def _is_changed(place: Workplace, cell: Cell) -> bool:
         return False
     cell = replace(cell, curve=place.grid.curve_of(cell))
     return not place.missing_data(cell) and state_of(place.task(cell)) == "changed"
+
+
+def _is_chosen(place: Workplace, cell: Cell, notes: Mapping[str, Any]) -> bool:
+    """Whether a search that was made later prefers the rate at which the cell was trained."""
+    if cell.dataset not in place.grid.datasets or cell.pair not in place.grid.pairs or place.missing_data(cell):
+        return False
+    return place.factor(cell) == (float(notes.get("factor", 0.0)), True)
 
 
 def _learning_rate(notes: Mapping[str, Any]) -> float | None:

@@ -56,6 +56,7 @@ class Runner:
     lean: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
+    _awaited: set[str] = field(default_factory=set)  # prepared by another call
     _elsewhere: set[str] = field(default_factory=set)  # trained by another call, or by what one left behind
     _running: list[Sitting] = field(default_factory=list)
     _began: float = field(default_factory=time.monotonic)
@@ -74,16 +75,19 @@ class Runner:
         self._collect()
         if self._left() <= 0:
             return False
+        awaited, self._awaited = self._awaited, set()
         while len(self._running) < self.jobs:
             task = self._next()
             if task is None:
                 break
             self._start(task)
-        return bool(self._running)
+        for name in sorted(self._awaited - awaited):
+            _say(f"{name}: is being prepared by another call")
+        return bool(self._running or self._awaited)
 
     def _next(self) -> Task | None:
         """The first task that is neither done nor running nor waiting, and that there is time for."""
-        running = {sitting.task.name for sitting in self._running} | self._elsewhere
+        running = {sitting.task.name for sitting in self._running} | self._elsewhere | self._awaited
         failed_last = sorted(self.tasks.items(), key=lambda item: state_of(item[1]) == "failed")
         for name, task in failed_last:
             if task.done or name in running or name in self.failed:
@@ -137,6 +141,9 @@ class Runner:
             os.close(lock)
             return
         checkpoint = checkpoints.latest(task.folder / "checkpoints")
+        if checkpoint is not None and state_of(task) == "changed":
+            _say(f"{task.name}: was begun otherwise than it would be now, so it begins anew")
+            checkpoint = None
         if checkpoint is None:
             shutil.rmtree(task.folder, ignore_errors=True)  # what an interrupted run left is worth nothing
         task.folder.mkdir(parents=True, exist_ok=True)
@@ -158,15 +165,17 @@ class Runner:
         self._running.append(Sitting(task, process, lock, step, time.monotonic()))
 
     def _prepare(self, task: Task, make: Callable[[], None]) -> None:
-        """Make what is made here, unless another call does so: then wait for it."""
-        lock = _lock(task.folder.parent, wait=True)
+        """Make what is made here, unless another call does so: then it is waited for."""
+        lock = _lock(task.folder.parent)
+        if lock is None:
+            self._awaited.add(task.name)
+            return
         try:
             if not task.done:
                 _say(f"{task.name}: preparing")
                 make()
         finally:
-            if lock is not None:
-                os.close(lock)
+            os.close(lock)
 
     def _note_start(self, task: Task, step: int) -> None:
         before = notes_of(task.folder)
@@ -271,13 +280,13 @@ def hardware() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _lock(folder: Path, *, wait: bool = False) -> int | None:
+def _lock(folder: Path) -> int | None:
     """An open file beside a folder, locked for as long as any process has it open; None where another one has it."""
     path = folder.with_name(f".{folder.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(file)
         return None

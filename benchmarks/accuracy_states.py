@@ -35,10 +35,12 @@ class Task:
 
 
 def state_of(task: Task) -> State:
-    """How far a task is; "changed" is done, but with other settings, method or teacher than now."""
+    """How far a task is; "changed" is done, begun or failed with other settings, method, data or teacher than now."""
     notes = notes_of(task.folder)
+    if _is_changed(task, notes):
+        return "changed"
     if task.done:
-        return "changed" if _is_changed(task, notes) else "done"
+        return "done"
     if notes.get("failed"):
         return "failed"
     return "begun" if notes else "open"

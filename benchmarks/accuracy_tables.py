@@ -233,6 +233,8 @@ def _other_options(records: Iterable[Record]) -> list[str]:
     """Which presets have other options by now than the cells were trained with."""
     found: dict[str, list[int]] = {}
     for record in records:
+        if record.method not in (BASELINE, "inheritance") and not record.options:
+            found.setdefault(f"The options of {record.method} were not recorded", []).append(record.seed)
         preset = record.method.partition("[")[0].removesuffix("_from_scratch")
         now = options_of(resolve(preset)) if preset in PRESETS else {}
         for name, value in record.options.items():

@@ -96,7 +96,9 @@ class Workplace:
             "factor": factor,
             "searched": searched and cell.search is None,
             "kind": _kind(cell, method),
-            "settings": self._settings(command, str(data), self._versioned(dataset)),
+            "settings": self._settings(
+                command, data, data.name if cell.search is not None else self._versioned(dataset)
+            ),
             "options": {} if method.method is None else options_of(resolve(method.method)),
         }
         taught_by = None if method.method is None else self.teacher(dataset, pair)[0]

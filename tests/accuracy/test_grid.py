@@ -104,8 +104,10 @@ def test_words_choose_cells_by_kind(grid):
         grid.cells(["bcd"])
 
 
-@pytest.mark.parametrize(("template", "pair"), [("bccd", "d_fine"), ("aquarium", "d_fine_lite")])
-def test_a_dataset_of_ones_own_takes_a_templates_settings_and_headline(grid, template, pair):
+@pytest.mark.parametrize(
+    ("template", "pair"), [("bccd", "d_fine"), ("aquarium", "d_fine_lite"), ("drawn_easy", "d_fine")]
+)
+def test_a_dataset_of_ones_own_takes_a_templates_settings_pair_and_methods(grid, template, pair):
     cells = grid.with_dataset("fruit", template).cells(["fruit"])
     methods = {"none", "inheritance", "positives", "unmasked_features", "qskd"}
     assert {(cell.dataset, cell.pair) for cell in cells} == {("fruit", pair)}
@@ -128,6 +130,11 @@ def test_a_dataset_of_ones_own_takes_a_templates_settings_and_headline(grid, tem
         ({"datasets": {"d": {"drwn": {}}}}, "dataset 'd' has an unknown key 'drwn'"),
         ({"datasets": {"d": {"teacher_start": "e"}}}, "'e' is none of the datasets"),
         ({"search": {"holdout": 0.2}}, "search lacks 'factors'"),
+        ({"search": SEARCH | {"seeds": [100.7]}}, "seeds are whole ones"),
+        (
+            {"search": SEARCH, "blocks": [{"datasets": [], "pairs": [], "methods": [], "seeds": [1, 100]}]},
+            "search: seed 100 is a block's, too",
+        ),
         ({"search": SEARCH | {"seeds": 100}}, "search: seeds is 100; expected a list of at least one"),
         ({"search": SEARCH | {"seeds": ["x"]}}, "search: invalid literal.*seeds are whole ones"),
         ({"search": SEARCH | {"factors": []}}, r"search: factors is \[\]; expected a list of at least one"),

@@ -1,6 +1,7 @@
 """Records and tables, by hand."""
 
 import json
+import subprocess
 
 import pytest
 
@@ -57,6 +58,9 @@ def test_tables_say_which_presets_have_other_options_by_now(parts):
         for weight in (0.0, 1.0)
     }
     assert "by now" not in text[0.0]
+    unknown = parts["tables"].as_markdown(parts["tables"].tables_of([record(parts, method="qskd"), record(parts)]))
+    assert "The options of qskd were not recorded (seeds 0)." in unknown
+    assert "not recorded" not in text[0.0]
     for method in ("qskd", "qskd_from_scratch"):
         told = f"{method} was trained with lapd.hard_negative_box_weight 1.0, which is 0.0 by now (seeds 0)."
         assert told in text[1.0]
@@ -123,6 +127,7 @@ def test_data_that_lie_nowhere_are_not_done(parts, tmp_path, capsys, monkeypatch
     [
         (["--search", "--seeds", "5"], "--seeds chooses cells; trials have the seeds of"),
         (["--seeds", "0", "100"], "--seeds 100: the search has chosen the learning rates with this seed"),
+        (["--search", "--summarise"], "--summarise makes tables of cells"),
         (["--sweeps", "--only", "positives"], "--sweeps: the grid varies qskd, which is not among"),
     ],
 )
@@ -130,6 +135,31 @@ def test_what_a_call_cannot_mean_is_refused(parts, tmp_path, capsys, words, mess
     arguments = ["--out", str(tmp_path / "a.json"), "--runs", str(tmp_path / "runs"), *words]
     assert parts["accuracy"].main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_tables_need_no_data_and_are_written_whole(parts, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("QSKD_BENCHMARK_DATA", raising=False)
+    out, runs = tmp_path / "a.json", tmp_path / "runs"
+    rows = [("bccd", "d_fine"), ("drawn_easy", "rt_detr")]
+    parts["records"].merge_records([record(parts, dataset=data, pair=pair) for data, pair in rows], out)
+    call = ["--out", str(out), "--runs", str(runs), "--summarise", "--only", "bccd"]
+    assert parts["accuracy"].main(call) == 0
+    printed, written = capsys.readouterr().out, (runs / "accuracy.md").read_text()
+    assert "### bccd, d_fine" in printed
+    assert "### drawn_easy" not in printed
+    assert "### bccd, d_fine" in written
+    assert "### drawn_easy, rt_detr" in written
+
+
+def test_the_commands_of_a_dry_run_are_a_script(parts, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("QSKD_BENCHMARK_DATA", raising=False)
+    call = ["--out", str(tmp_path / "a.json"), "--runs", str(tmp_path / "runs"), "--dry-run"]
+    for words in (["--only", "drawn_easy", "bccd", "0"], ["--search", "--sweeps", "--only", "drawn_easy"]):
+        parts["accuracy"].main([*call, *words])
+        script = capsys.readouterr().out
+        assert "no complete search" in script
+        assert " -m qskd distill " in script
+        assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("key", ["loss", "eval_AP50"])

@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -39,6 +40,16 @@ def test_what_another_call_prepares_is_waited_for(parts, tmp_path):
     running.join(timeout=30)
     assert not running.is_alive()
     assert made == []
+
+
+@pytest.mark.parametrize(("settings", "is_kept"), [("now", True), ("before", False)])
+def test_a_cell_that_was_begun_with_other_settings_begins_anew(parts, tmp_path, capsys, settings, is_kept):
+    task = replace(task_of(parts, tmp_path / "cell", "train", "--no_such_option"), facts={"settings": ["now"]})
+    complete_checkpoint(tmp_path / "cell" / "checkpoints" / "checkpoint-2", 2)
+    (tmp_path / "cell" / "cell.json").write_text(json.dumps({"settings": [settings]}))
+    assert not parts["running"].Runner({"t": task}).run()
+    assert (tmp_path / "cell" / "checkpoints").is_dir() == is_kept
+    assert ("begins anew" in capsys.readouterr().out) != is_kept
 
 
 def test_a_cell_begins_anew_after_a_second_error(parts, tmp_path):

@@ -80,9 +80,12 @@ def test_a_trial_that_diverged_counts_as_nothing_found_and_one_that_broke_off_as
     finish(tmp_path, first, 0.3)
     assert place.factor(cell) == (1.0, False)
     (tmp_path / high.name).mkdir(parents=True)
-    (tmp_path / high.name / "cell.json").write_text('{"failed": 1}')
+    facts = {**place.task(high).facts, "failed": 1}
+    (tmp_path / high.name / "cell.json").write_text(json.dumps(facts))
     (tmp_path / high.name / "log.txt").write_text(f"step 2\n{said}\n")
     assert place.factor(cell) == factor
+    (tmp_path / high.name / "cell.json").write_text(json.dumps(facts | {"settings": ["other"]}))
+    assert place.factor(cell) == (1.0, False), "it diverged with other settings than now"
 
 
 def test_trials_with_other_settings_than_now_choose_nothing(parts, grid, tmp_path):
@@ -132,6 +135,35 @@ def test_other_labels_in_the_same_place_are_other_settings(parts, grid, tmp_path
     for first, second, third in zip(*found, strict=True):
         assert first != second
         assert first == third
+    other = replace(grid, search=replace(grid.search, holdout=0.4))
+    facts = place_of(parts, other, tmp_path / "runs", bccd=labels.parent).task(trial).facts
+    assert facts["settings"] != found[2][1], "other images are held out"
+
+
+def test_labels_behind_a_link_and_data_of_one_file_are_told_apart(parts, tmp_path):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "annotations").symlink_to(tmp_path / "labels")
+    prints = []
+    for content in ("1", "2"):
+        (tmp_path / "labels" / "train.json").write_text(content)
+        (tmp_path / "data.yaml").write_text(content)
+        parts["preparing"].data_print.cache_clear()
+        prints += [parts["preparing"].data_print(tmp_path / name) for name in ("data", "data.yaml")]
+    assert len(set(prints)) == 4
+
+
+def test_what_a_changed_teacher_taught_is_made_again_with_it(parts, grid, tmp_path, capsys):
+    place = place_of(parts, grid, tmp_path)
+    cells = grid.cells(["bccd", "d_fine", "0", "none", "qskd"])
+    for name, task in place.tasks(cells).items():
+        task.folder.mkdir(parents=True)
+        task.product.write_text("{}")
+        notes = dict(task.facts) if not name.startswith("teachers") else {"settings": ["other"]}
+        (task.folder / "cell.json").write_text(json.dumps(notes))
+    importlib.import_module("accuracy")._forget_changed(place, cells, False)
+    left = {task.name for task in place.tasks(cells).values() if task.done}
+    assert left == {"cells/bccd/d_fine/none/seed0"}
 
 
 def test_sweeps_are_trials_with_the_option_as_it_is_written(parts, grid, tmp_path, capsys):
