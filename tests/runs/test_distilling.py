@@ -240,7 +240,8 @@ ZERO = {"lapd_class_weight": "0", "lapd_box_weight": "0", "lapd_giou_weight": "0
     ("changes", "kind", "told"),
     [
         (ZERO, PreflightError, "'lapd' is 0.0 with gradient norm 0.0: it would teach the student nothing"),
-        ({"agfd_weight": "nan"}, PreflightError, "'agfd' is nan"),
+        ({"agfd_weight": "1e39"}, PreflightError, "'agfd' is inf"),
+        ({"agfd_weight": "nan"}, ConfigError, "agfd.weight is nan; it must be finite"),
         ({"teacher": None}, ConfigError, "--teacher was not given"),
         ({"teacher": "teacher.json"}, ConfigError, "without weights; give a trained model"),
         ({"student": TEACHER}, ConfigError, "Give either --student, or --student_backbone .* not both"),

@@ -57,12 +57,12 @@ def test_every_term_is_checked_alive(scenes):
     ("change", "name"),
     [
         ({"lapd.class_weight": 0, "lapd.box_weight": 0, "lapd.giou_weight": 0}, "lapd"),
-        ({"agfd.weight": float("nan")}, "agfd"),
+        ({"agfd.weight": 1e39}, "agfd"),
     ],
-    ids=["zero", "not-a-number"],
+    ids=["zero", "beyond-float32"],
 )
 def test_a_term_that_would_teach_nothing_is_refused_by_name(scenes, change, name):
-    with pytest.raises(PreflightError, match=f"'{name}' is (0.0|nan) with gradient norm"):
+    with pytest.raises(PreflightError, match=f"'{name}' is (0.0|inf) with gradient norm"):
         checked(scenes, resolve("qskd", change))
 
 
