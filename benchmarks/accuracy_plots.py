@@ -12,14 +12,13 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 _COLOURS = (
-    "#0f766e",
     "#b45309",
     "#6d28d9",
     "#be123c",
     "#1d4ed8",
     "#4d7c0f",
     "#a21caf",
-    "#0e7490",
+    "#0ea5e9",
     "#92400e",
     "#334155",
 )
@@ -60,7 +59,8 @@ def _draw_costs(panel: Any, table: Table) -> None:
     if base is not None:
         panel.axhline(100 * base.ap.mean, color=_STRONG[BASELINE], linewidth=0.8, linestyle="--")
     panel.set_title(f"{table.dataset}, {table.pair}", fontsize=10)
-    panel.set_xlabel(f"training time (1 = all of {BASELINE}'s)" if unit else f"steps (1 = all of {BASELINE}'s)")
+    what = "training time" if unit else "steps"
+    panel.set_xlabel(what if base is None else f"{what} (1 = all of {BASELINE}'s)")
     panel.set_ylabel("AP")
     panel.set_xlim(left=0)
     panel.set_ylim(bottom=0)
