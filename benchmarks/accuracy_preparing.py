@@ -82,8 +82,21 @@ def data_print(place: Path) -> str:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    for parent, _, names in os.walk(folder, followlinks=True):
+    """All files; every real folder once, so that links in a circle end."""
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
         yield from (Path(parent) / name for name in names)
+
+
+def _refuse(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def recipe_print(recipe: Mapping[str, Any]) -> str:

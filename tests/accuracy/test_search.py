@@ -151,6 +151,9 @@ def test_labels_behind_a_link_and_data_of_one_file_are_told_apart(parts, tmp_pat
         parts["preparing"].data_print.cache_clear()
         prints += [parts["preparing"].data_print(tmp_path / name) for name in ("data", "data.yaml")]
     assert len(set(prints)) == 4
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "data")
+    parts["preparing"].data_print.cache_clear()
+    assert parts["preparing"].data_print(tmp_path / "data") == prints[2], "links in a circle end, and add nothing"
 
 
 def test_what_a_changed_teacher_taught_is_made_again_with_it(parts, grid, tmp_path, capsys):
