@@ -44,7 +44,7 @@ def test_what_another_call_prepares_is_waited_for(parts, tmp_path):
 
 @pytest.mark.parametrize(("settings", "is_kept"), [("now", True), ("before", False)])
 def test_a_cell_that_was_begun_with_other_settings_begins_anew(parts, tmp_path, capsys, settings, is_kept):
-    task = replace(task_of(parts, tmp_path / "cell", "train", "--no_such_option"), facts={"settings": ["now"]})
+    task = replace(task_of(parts, tmp_path / "cell", "no_such_command"), facts={"settings": ["now"]})
     complete_checkpoint(tmp_path / "cell" / "checkpoints" / "checkpoint-2", 2)
     (tmp_path / "cell" / "cell.json").write_text(json.dumps({"settings": [settings]}))
     assert not parts["running"].Runner({"t": task}).run()
@@ -53,7 +53,7 @@ def test_a_cell_that_was_begun_with_other_settings_begins_anew(parts, tmp_path, 
 
 
 def test_a_cell_begins_anew_after_a_second_error(parts, tmp_path):
-    task = task_of(parts, tmp_path / "cell", "train", "--no_such_option")
+    task = task_of(parts, tmp_path / "cell", "no_such_command")
     complete_checkpoint(tmp_path / "cell" / "checkpoints" / "checkpoint-2", 2)
     kept = []
     for _ in range(2):
