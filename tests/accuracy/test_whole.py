@@ -15,13 +15,13 @@ GRID = {
         }
     },
     "pairs": {"rt_detr": {"trained": "src/qskd/assets/demo_teacher", "student": "src/qskd/assets/demo_student.json"}},
-    "methods": {"none": {}, "qskd": {"method": "qskd"}},
+    "methods": {"none": {}, "inheritance": {"method": "none"}, "qskd": {"method": "qskd"}},
     "search": {"holdout": 0.4, "seeds": [100], "steps": 0.5, "factors": [3], "methods": ["qskd"]},
     "blocks": [
         {
             "datasets": ["tiny"],
             "pairs": ["rt_detr"],
-            "methods": ["none", "qskd"],
+            "methods": ["none", "inheritance", "qskd"],
             "seeds": [0],
             "curve": 2,
         }
@@ -39,9 +39,9 @@ def test_a_tiny_grid_is_searched_trained_and_told(parts, tmp_path, capsys):
     assert "search/tiny/rt_detr/qskd/factor3-seed100: done" in capsys.readouterr().out
     assert main(call) == 0
     told = capsys.readouterr().out
-    assert told.count(": done in") == 2
+    assert told.count(": done in") == 3
     records = {record["method"]: record for record in json.loads(out.read_text())}
-    assert set(records) == {"none", "qskd"}
+    assert set(records) == {"none", "inheritance", "qskd"}
     for method, record in records.items():
         assert record["steps"] == 2
         assert record["device"].startswith("cpu, ")
