@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from accuracy_commands import REPOSITORY, command_line
 from accuracy_grid import Cell, Grid
 from accuracy_preparing import PARENT, ap_of, find_data
 from accuracy_reading import read_grid
@@ -23,7 +24,7 @@ from accuracy_records import load_records, merge_records, read_records
 from accuracy_running import Runner
 from accuracy_states import Task, state_of
 from accuracy_tables import as_markdown, tables_of
-from accuracy_tasks import REPOSITORY, Workplace, command_line
+from accuracy_tasks import Workplace
 from transformers.utils import logging
 
 from qskd.errors import QskdError

@@ -1,22 +1,18 @@
 """Running tasks: several side by side, each behind what it needs, stopped in time and continued by the next call."""
 
-import fcntl
-import json
 import os
-import platform
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
-from typing import Any
 
-from accuracy_preparing import LOG, NOTES
-from accuracy_states import Task, notes_of, state_of, teacher_print
-from accuracy_tasks import REPOSITORY, command_line
+from accuracy_commands import REPOSITORY, command_line
+from accuracy_machine import commit, hardware
+from accuracy_preparing import LOG
+from accuracy_states import Task, locked, notes_of, state_of, teacher_print, write_notes
 
 from qskd.trainer import checkpoints
 
@@ -132,7 +128,7 @@ class Runner:
         if task.make is not None:
             self._prepare(task, task.make)
             return
-        lock = _lock(task.folder)
+        lock = locked(task.folder)
         if lock is None:
             _say(f"{task.name}: is being trained by another call")
             self._elsewhere.add(task.name)
@@ -166,7 +162,7 @@ class Runner:
 
     def _prepare(self, task: Task, make: Callable[[], None]) -> None:
         """Make what is made here, unless another call does so: then it is waited for."""
-        lock = _lock(task.folder.parent)
+        lock = locked(task.folder.parent)
         if lock is None:
             self._awaited.add(task.name)
             return
@@ -190,7 +186,7 @@ class Runner:
             **({} if (teacher := teacher_print(task)) is None else {"teacher": teacher}),
             "sittings": [*earlier, sitting],
         }
-        _write(task, notes)
+        write_notes(task, notes)
 
     def _collect(self) -> None:
         """Take in the processes that have ended."""
@@ -218,7 +214,7 @@ class Runner:
             _say(f"{task.name}: ended by a signal (exit status {status}), to be continued")
             return
         errors = notes_of(task.folder).get("errors", 0) + 1
-        _write(task, notes_of(task.folder) | {"errors": errors, "failed": status})
+        write_notes(task, notes_of(task.folder) | {"errors": errors, "failed": status})
         if errors > 1:
             shutil.rmtree(task.folder / "checkpoints", ignore_errors=True)
         lines = (task.folder / LOG).read_text(errors="replace").strip().splitlines()
@@ -230,7 +226,7 @@ class Runner:
         sittings = notes.get("sittings") or [{}]
         sittings[-1]["seconds"] = round(time.monotonic() - sitting.began, 1)
         total = sum(one.get("seconds", 0.0) for one in sittings)
-        _write(sitting.task, notes | {"sittings": sittings, "seconds": round(total, 1)})
+        write_notes(sitting.task, notes | {"sittings": sittings, "seconds": round(total, 1)})
 
     def _stop_all(self) -> None:
         """End what still runs; checkpoints let the next call go on."""
@@ -249,62 +245,12 @@ class Runner:
         self._running.clear()
 
 
-@cache
-def commit() -> str:
-    """The repository's commit, with a plus where files differ from it; in a copy without history, what is told."""
-    if told := os.environ.get("QSKD_COMMIT"):
-        return told
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.stdout.strip()
-
-
-@cache
-def hardware() -> str:
-    """The accelerator's name, or the processor's."""
-    import torch
-
-    if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name(0))
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _lock(folder: Path) -> int | None:
-    """An open file beside a folder, locked for as long as any process has it open; None where another one has it."""
-    path = folder.with_name(f".{folder.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(file)
-        return None
-    return file
-
-
 def _option(task: Task, name: str) -> str | None:
     return task.command[task.command.index(name) + 1] if name in task.command else None
 
 
 def _step_of(checkpoint: Path | None) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint is not None else 0
-
-
-def _write(task: Task, notes: Mapping[str, Any]) -> None:
-    fresh = task.folder / f".{NOTES}"
-    fresh.write_text(json.dumps(notes, indent=2) + "\n")
-    fresh.replace(task.folder / NOTES)
 
 
 def _say(line: str) -> None:

@@ -1,6 +1,8 @@
 """A task of the grid, and how far it is: what was written beside it against what would be asked of it now."""
 
+import fcntl
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,3 +70,23 @@ def notes_of(folder: Path) -> dict[str, Any]:
 def teacher_print(task: Task) -> str | None:
     """What tells a task's teacher from others; None without a teacher, or while there is none."""
     return None if task.teacher is None else weights_print(task.teacher)
+
+
+def write_notes(task: Task, notes: Mapping[str, Any]) -> None:
+    """Write beside a run what is known of it, at once as a whole."""
+    fresh = task.folder / f".{NOTES}"
+    fresh.write_text(json.dumps(notes, indent=2) + "\n")
+    fresh.replace(task.folder / NOTES)
+
+
+def locked(folder: Path) -> int | None:
+    """An open file beside a folder, locked for as long as any process has it open; None where another one has it."""
+    path = folder.with_name(f".{folder.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        return None
+    return file

@@ -1,6 +1,5 @@
 """From cells to commands: every cell, teacher and data set as a task, with the tasks that it waits for."""
 
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -8,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import accuracy_preparing as preparing
+from accuracy_commands import REPOSITORY, as_flags, elsewhere, repository_file
 from accuracy_grid import Cell, Dataset, Grid, Method, Pair
 from accuracy_states import Task, state_of
 
 from qskd.errors import ConfigError
 from qskd.losses.presets import options_of, resolve
-
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,44 +71,55 @@ class Workplace:
         dataset, pair = self.grid.datasets[cell.dataset], self.grid.pairs[cell.pair]
         method = self.grid.method(cell.method)
         factor, searched = self.factor(cell)
-        flags = self._flags(dataset, pair, "student") | self._curve(cell, dataset, pair) | dict(method.flags)
-        flags |= {"learning_rate": float(flags["learning_rate"]) * factor} if factor != 1 else {}
-        if cell.search is not None and self.grid.search is not None:
-            flags["max_steps"] = round(flags["max_steps"] * self.grid.search.steps)
-        data, needs = (
-            self._data(dataset) if cell.search is None else (self._holdout_folder(dataset), [f"holdout/{dataset.name}"])
-        )
-        student = str(_repository_file(pair.student))
-        if pair.student_backbone_weights is not None and (pair.other_family or method.begins_anew):
-            flag = "backbone_weights" if method.method is None else "student_backbone_weights"
-            flags[flag] = pair.student_backbone_weights
-        if method.method is None:
-            source = ["train", "--model", student]
-        else:
-            teacher, needed = self.teacher(dataset, pair)
-            needs = [*needs, *needed]
-            source = ["distill", "--method", method.method, "--teacher", str(teacher), "--student", student]
+        data, version, needs = self._student_data(cell, dataset)
+        source, teacher, needed = self._source(dataset, pair, method)
         folder = self.runs / cell.name
-        command = (*source, "--data", str(data), *_as_flags(flags | {"seed": cell.seed}), "--output_dir", str(folder))
+        flags = as_flags(self._student_flags(cell, dataset, pair, method, factor))
+        command = (*source, "--data", str(data), *flags, "--output_dir", str(folder))
         facts = {
             "factor": factor,
             "searched": searched and cell.search is None,
             "kind": _kind(cell, method),
-            "settings": self._settings(
-                command, data, data.name if cell.search is not None else self._versioned(dataset)
-            ),
+            "settings": self._settings(command, data, version),
             "options": {} if method.method is None else options_of(resolve(method.method)),
         }
-        taught_by = None if method.method is None else self.teacher(dataset, pair)[0]
-        return Task(
-            cell.name, folder / "summary.json", tuple(dict.fromkeys(needs)), command, facts=facts, teacher=taught_by
-        )
+        needs = list(dict.fromkeys([*needs, *needed]))
+        return Task(cell.name, folder / "summary.json", tuple(needs), command, facts=facts, teacher=teacher)
+
+    def _student_data(self, cell: Cell, dataset: Dataset) -> tuple[Path, str, list[str]]:
+        """What a cell trains on, what that is called anywhere, and the tasks that make it."""
+        if cell.search is not None:
+            folder = self._holdout_folder(dataset)
+            return folder, folder.name, [f"holdout/{dataset.name}"]
+        data, needs = self._data(dataset)
+        return data, self._versioned(dataset), needs
+
+    def _source(self, dataset: Dataset, pair: Pair, method: Method) -> tuple[list[str], Path | None, list[str]]:
+        """How a command of a method begins, its teacher, and the tasks that make that."""
+        student = str(repository_file(pair.student))
+        if method.method is None:
+            return ["train", "--model", student], None, []
+        teacher, needs = self.teacher(dataset, pair)
+        command = ["distill", "--method", method.method, "--teacher", str(teacher), "--student", student]
+        return command, teacher, needs
+
+    def _student_flags(self, cell: Cell, dataset: Dataset, pair: Pair, method: Method, factor: float) -> dict[str, Any]:
+        flags = self._flags(dataset, pair, "student") | self._curve(cell, dataset, pair) | dict(method.flags)
+        flags["seed"] = cell.seed
+        if factor != 1:
+            flags["learning_rate"] = float(flags["learning_rate"]) * factor
+        if cell.search is not None and self.grid.search is not None:
+            flags["max_steps"] = round(flags["max_steps"] * self.grid.search.steps)
+        if pair.student_backbone_weights is not None and (pair.other_family or method.begins_anew):
+            flag = "backbone_weights" if method.method is None else "student_backbone_weights"
+            flags[flag] = pair.student_backbone_weights
+        return flags
 
     def _settings(self, command: Iterable[str], data: Path | str, dataset: str) -> list[str]:
         """A command as it would read on another machine."""
         places = [(Path(data), dataset), (self.runs, "RUNS"), (REPOSITORY, ".")]
         places += [(folder, f"TEACHER {name}") for name, folder in self.teachers.items()]
-        return [_elsewhere(text, places) for text in command]
+        return [elsewhere(text, places) for text in command]
 
     def steps(self, cell: Cell) -> int:
         """Optimiser steps of a cell."""
@@ -176,7 +185,7 @@ class Workplace:
         if given is not None:
             return given, []
         if pair.trained is not None:
-            return _repository_file(pair.trained), []
+            return repository_file(pair.trained), []
         return self.runs / "teachers" / dataset.name / pair.name / "last", [f"teachers/{dataset.name}/{pair.name}"]
 
     def _teacher_is_trained(self, dataset: str, pair: str) -> bool:
@@ -190,11 +199,11 @@ class Workplace:
             data, needs = self._teacher_drawing(dataset).folder.parent, [f"teacher_data/{dataset.name}"]
             version = data.name
         assert pair.teacher is not None
-        model = _repository_file(pair.teacher)
+        model = repository_file(pair.teacher)
         if dataset.teacher_start is not None:
             model, needed = self.teacher(self.grid.datasets[dataset.teacher_start], pair)
             needs = [*needs, *needed]
-        flags = _as_flags(self._flags(dataset, pair, "teacher"))
+        flags = as_flags(self._flags(dataset, pair, "teacher"))
         command = ("train", "--model", str(model), "--data", str(data), *flags, "--output_dir", str(self.runs / name))
         facts = {
             "kind": f"teacher {dataset.name} {pair.name}",
@@ -258,33 +267,3 @@ def _kind(cell: Cell, method: Method) -> str:
 
 def _drawing_task(name: str, folder: Path, recipe: Mapping[str, Any]) -> Task:
     return Task(name, folder / preparing.LAST_WRITTEN, make=partial(preparing.draw, folder, recipe))
-
-
-def _as_flags(flags: Mapping[str, Any]) -> list[str]:
-    words = {True: "true", False: "false", None: "none"}
-    return [
-        text
-        for name, value in sorted(flags.items())
-        for text in (f"--{name}", words[value] if value is None or isinstance(value, bool) else str(value))
-    ]
-
-
-def _elsewhere(text: str, places: Iterable[tuple[Path, str]]) -> str:
-    """A path below one of the places with the place's name; any other text as it is."""
-    for folder, word in places:
-        if text == str(folder) or text.startswith(f"{folder}/"):
-            return word + text.removeprefix(str(folder))
-    return text
-
-
-def _repository_file(name: str) -> Path:
-    """A file or folder of the repository, or any other by its absolute path."""
-    return REPOSITORY / name
-
-
-def command_line(task: Task) -> list[str]:
-    """What is run."""
-    return [sys.executable, "-m", "qskd", *task.command]
-
-
-__all__ = ["REPOSITORY", "Task", "Workplace", "command_line"]
