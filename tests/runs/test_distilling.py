@@ -101,7 +101,7 @@ def test_the_model_that_the_engine_is_a_copy_of_is_let_go_of_before_training(sce
         return "trained"
 
     monkeypatch.setattr("qskd.runs.distilling.as_teacher", opened)
-    monkeypatch.setattr("qskd.runs.distilling.Distillation.run", run)
+    monkeypatch.setattr("qskd.runs.distillation.Distillation.run", run)
     assert qskd.distill(**options(tmp_path / "run", scenes, preflight=False)) == "trained"
 
 

@@ -11,7 +11,7 @@ import qskd
 from builders_runs import tiny_run
 from qskd.cli import main
 from qskd.errors import Interrupted, OutOfMemory
-from qskd.runs import distilling, training
+from qskd.runs import preflight, training
 
 SAVED = {"save_strategy": "steps", "save_steps": 2}
 
@@ -42,8 +42,8 @@ def test_a_signal_during_the_preflight_leaves_a_folder_that_can_be_used_again(
 ):
     options = {"teacher": tiny_folders["detr_teacher"], "student": tiny_folders["detr_student"]}
     command = ["distill", *flags(tiny_run(tmp_path / "run", scenes) | options)]
-    monkeypatch.setattr(distilling.preflight, "sample_batch", sending(number))
-    monkeypatch.setattr(distilling.preflight, "check_teacher", lambda *arguments: None)
+    monkeypatch.setattr(preflight, "sample_batch", sending(number))
+    monkeypatch.setattr(preflight, "check_teacher", lambda *arguments: None)
     assert main(command) == 128 + number
     said = capsys.readouterr().err
     assert f"qskd distill: ended by {name}. No checkpoint had been written yet: start anew." in said
@@ -81,7 +81,7 @@ def test_a_preflight_without_memory_says_what_to_give_instead(tmp_path, scenes, 
     def full(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(distilling.preflight, "check_teacher", lambda *arguments: None)
-    monkeypatch.setattr(distilling.preflight, "check_terms", full)
+    monkeypatch.setattr(preflight, "check_teacher", lambda *arguments: None)
+    monkeypatch.setattr(preflight, "check_terms", full)
     with pytest.raises(OutOfMemory, match="smaller --per_device_train_batch_size with more"):
         qskd.distill(**(tiny_run(tmp_path, scenes) | options))
