@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from builders_formats import CLASSES, LAYOUTS, PICTURES, encoded, expected, found, put, put_images, put_labels, put_yaml
-from qskd.data.formats.yolo import YoloSource, label_file
+from qskd.data.formats.yolo import YoloSource
+from qskd.data.formats.yolo_folders import label_file
 from qskd.data.index import DetectionIndex
 from qskd.data.sources import open_source
 from qskd.errors import DataError

@@ -6,7 +6,6 @@ whose bounding box is taken. An image without a text file holds no objects. Wher
 YOLO's own do; nothing but images, their label files and lists (``.txt``) is read there.
 """
 
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,19 +16,14 @@ from qskd.data.formats.layout import (
     Content,
     RawSplit,
     canonical,
-    holds_images,
     images_below,
     in_order,
     is_image,
     locate,
     missing_split,
     read_text,
-    several_files,
-    spellings,
-    split_folders,
     subfolders,
     tolerated,
-    without_annotations,
 )
 from qskd.data.formats.yolo_description import (
     DESCRIPTIONS,
@@ -43,13 +37,18 @@ from qskd.data.formats.yolo_description import (
     read_description,
     test_beside,
 )
+from qskd.data.formats.yolo_folders import (
+    absent_splits,
+    expected_label_file,
+    label_file,
+    label_folders,
+    parts_of,
+    starts_with_number,
+)
+from qskd.data.formats.yolo_rows import ROW, box_of, numbers_of, rows_of
 from qskd.data.images import upright_size, upright_sizes
 from qskd.data.index import DetectionIndex
 from qskd.errors import DataError
-
-_FAR_OUTSIDE = 2.0  # a fraction beyond this is no fraction
-_ROW = 5  # numbers of a box; an outline has at least 7, an odd count
-_TRIED = 20  # files looked at to tell what a folder holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,7 @@ class YoloSource:
     @classmethod
     def _from_folders(cls, path: Path) -> "YoloSource | None":
         """Data without a description: folders or lists of images named like splits, or images without splits."""
-        parts = _parts_of(path)
+        parts = parts_of(path)
         if not parts:
             return None
         places = [path, path / "labels", path / "images", *subfolders(path / "labels")]
@@ -112,7 +111,7 @@ class YoloSource:
                 f"{path} holds YOLO labels, but nothing says what the classes are called. Write a data.yaml with "
                 "train, val and names, or a classes.txt with one name a line."
             )
-        absent = _absent(path, parts)
+        absent = absent_splits(path, parts)
         kept = {split: part for split, part in parts.items() if split not in absent}
         if not kept:
             raise DataError(next(iter(absent.values())))
@@ -156,7 +155,7 @@ class YoloSource:
         if len(without) == len(images):
             raise DataError(
                 f"{self.file}: none of the {len(images)} images of '{split}' has a label file; looked for "
-                f"{_expected(images[0])} and the like."
+                f"{expected_label_file(images[0])} and the like."
             )
         content.problems.add("images without a label file, taken for empty", without)
         orphans = self._orphans(images)
@@ -170,7 +169,7 @@ class YoloSource:
         height, width = size
         before = len(errors or ())
         with tolerated(errors):
-            for line, found in _rows(labels):
+            for line, found in rows_of(labels):
                 with tolerated(errors):
                     label, (left, top, box_width, box_height) = self._box(labels, line, found)
                     box = (left * width, top * height, box_width * width, box_height * height)
@@ -188,12 +187,12 @@ class YoloSource:
         known: dict[Path, set[str]] = {}  # stems of images, by folder of labels
         for folder in {*own, *(Path(top) for part in parts for top, _, _ in os.walk(part))}:
             stems = {file.stem for file in folder.iterdir() if is_image(file)}
-            for place in _label_folders(folder):
+            for place in label_folders(folder):
                 known.setdefault(place, set()).update(stems)
-        places = sorted({place for folder in own for place in _label_folders(folder) if place.is_dir()})
+        places = sorted({place for folder in own for place in label_folders(folder) if place.is_dir()})
         texts = [file for place in places for file in sorted(place.glob("*.txt"))]
         lost = [file for file in texts if file.stem not in known[file.parent] and file.name not in NAME_FILES]
-        return [file for file in lost if _starts_with_number(file)]
+        return [file for file in lost if starts_with_number(file)]
 
     def _images(self, part: Path) -> list[Path]:
         """The images of a folder, or of a text file with one name a line."""
@@ -217,20 +216,13 @@ class YoloSource:
     def _box(self, file: Path, number: int, cells: Sequence[str]) -> tuple[int, tuple[float, float, float, float]]:
         """Class index and (left, top, width, height) in fractions of the image, of one line."""
         where, classes = f"{file}, line {number}", len(self.class_names)
-        values = _numbers(where, cells[:_ROW] if self.has_keypoints else cells)
+        values = numbers_of(where, cells[:ROW] if self.has_keypoints else cells)
         if values[0] % 1 or not 0 <= values[0] < classes:
             raise DataError(
                 f"{where}: class {cells[0][:40]}; expected a whole number from 0 to {classes - 1}, since "
                 f"{self.file} names {classes} classes."
             )
-        return int(values[0]), _box(where, values)
-
-
-def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Number and cells of every line that is not empty."""
-    for number, line in enumerate(read_text(file, "a YOLO label file").splitlines(), start=1):
-        if cells := line.split():
-            yield number, cells
+        return int(values[0]), box_of(where, values)
 
 
 def _measured(images: Sequence[Path], errors: list[DataError] | None) -> Iterator[tuple[Path, tuple[int, int]]]:
@@ -241,131 +233,3 @@ def _measured(images: Sequence[Path], errors: list[DataError] | None) -> Iterato
     for image in images:
         with tolerated(errors):
             yield image, upright_size(image)
-
-
-def _box(where: str, values: Sequence[float]) -> tuple[float, float, float, float]:
-    """(left, top, width, height) of a line's numbers."""
-    if len(values) == _ROW:
-        x, y, width, height = values[1:]
-        return x - width / 2, y - height / 2, width, height
-    if len(values) > _ROW + 1 and len(values) % 2:
-        xs, ys = values[1::2], values[2::2]
-        return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
-    what = "a sixth, a detector's confidence, has no place here" if len(values) == _ROW + 1 else "expected"
-    raise DataError(
-        f"{where}: has {len(values)} numbers; {what}: 'class cx cy w h', or a class and the x and y of at least three "
-        "corners."
-    )
-
-
-def label_file(image: Path) -> Path | None:
-    """The text file of an image: its path with the last images/ turned into labels/, or beside it."""
-    return next((path for path in _candidates(image) if path.is_file()), None)
-
-
-def _candidates(image: Path) -> list[Path]:
-    beside = image.with_suffix(".txt")
-    parts = list(beside.parts)
-    for at in range(len(parts) - 2, -1, -1):
-        if parts[at].lower() == "images":
-            mirrored = [Path(*parts[:at], "labels", *parts[at + 1 :])]
-            break
-    else:
-        mirrored = []
-    return [*mirrored, beside, image.parent.parent / "labels" / beside.name]
-
-
-def _label_folders(images: Path) -> list[Path]:
-    """Where the label files of the images in a folder may be."""
-    return [path.parent for path in _candidates(images / "a.jpg")]
-
-
-def _expected(image: Path) -> str:
-    return str(_candidates(image)[0])
-
-
-def _parts_of(path: Path) -> dict[str, tuple[Path, ...]]:
-    """The images of every split of a folder without a description."""
-    pairs = {split: (place, path / "labels" / place.name) for split, place in split_folders(path / "images").items()}
-    for split, place in split_folders(path).items():
-        pairs.setdefault(split, (place / "images", place / "labels"))
-        if not pairs[split][0].is_dir():
-            pairs[split] = (place, place)
-    parts: dict[str, tuple[Path, ...]] = {
-        split: (images,) for split, (images, labels) in pairs.items() if _has_labels(images, labels)
-    }
-    lists = {
-        split: path / f"{name}.txt"
-        for split in SPLITS
-        for name in reversed(spellings(split))
-        if _is_list(path / f"{name}.txt", path)
-    }
-    if parts or lists:
-        return parts or {split: (file,) for split, file in lists.items()}
-    places = ((path / "images", path / "labels"), (path, path / "labels"))
-    whole = next((images for images, labels in places if _has_labels(images, labels)), None)
-    return {"train": (whole,)} if whole else {}
-
-
-def _absent(path: Path, parts: Mapping[str, tuple[Path, ...]]) -> dict[str, str]:
-    """What to say of folders named like splits: of several for one split, and of those without labels."""
-    absent: dict[str, str] = {}
-    for split in SPLITS:
-        for place in (path / "images", path):
-            folders = [one for one in subfolders(place) if canonical(one.name) == split and holds_images(one)]
-            if len(folders) > 1:
-                absent.setdefault(split, several_files(place, split, folders))
-            elif folders and split not in parts:
-                absent.setdefault(
-                    split, without_annotations(folders[0], split, "a text file of boxes for each of them")
-                )
-    return absent
-
-
-def _has_labels(images: Path, labels: Path) -> bool:
-    """Whether some images of a folder have a text file of numbers, in the folder of labels or beside them."""
-    if not images.is_dir():
-        return False
-    tried = 0
-    for file in sorted(images.iterdir()):
-        if not is_image(file) or tried >= _TRIED:
-            continue
-        tried += 1
-        for label in (labels / f"{file.stem}.txt", file.with_suffix(".txt")):
-            if os.path.isfile(label) and _starts_with_number(label):
-                return True
-    return False
-
-
-def _starts_with_number(file: Path) -> bool:
-    try:
-        with file.open("rb") as opened:
-            cells = opened.read(1 << 12).lstrip(b"\xef\xbb\xbf").split()
-        return bool(cells) and math.isfinite(float(cells[0]))
-    except (OSError, ValueError):
-        return False
-
-
-def _is_list(file: Path, path: Path) -> bool:
-    """Whether a text file begins with the name of an image that is there."""
-    if not os.path.isfile(file):
-        return False
-    with file.open(encoding="utf-8-sig", errors="replace") as opened:
-        name = opened.readline(1 << 12).strip()
-    where = locate(name, (path,))
-    return where is not None and is_image(where)
-
-
-def _numbers(where: str, cells: Sequence[str]) -> list[float]:
-    try:
-        values = [float(cell) for cell in cells]
-    except ValueError:
-        raise DataError(f"{where}: '{' '.join(cells)[:80]}' are not all numbers.") from None
-    if not all(math.isfinite(value) for value in values):
-        raise DataError(f"{where}: '{' '.join(cells)[:80]}' are not all finite numbers.")
-    if any(abs(value) > _FAR_OUTSIDE for value in values[1:]):
-        raise DataError(
-            f"{where}: {max(values[1:], key=abs):g} is no fraction of the image. YOLO's boxes are fractions from "
-            "0 to 1, not pixels."
-        )
-    return values
