@@ -4,14 +4,10 @@ Corners are taken as they stand, xmin to xmax, without VOC's one pixel: so do th
 ``difficult`` become crowds: neither learnt nor counted as missed, as in VOC's own evaluation.
 """
 
-import codecs
-import math
 import os
-import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import ClassVar
 
 from qskd.data.formats.layout import (
@@ -30,6 +26,7 @@ from qskd.data.formats.layout import (
     tolerated,
     without_annotations,
 )
+from qskd.data.formats.voc_pages import Page, read_page, stem_of
 from qskd.data.images import upright_size
 from qskd.data.index import DetectionIndex
 from qskd.errors import DataError
@@ -37,29 +34,6 @@ from qskd.errors import DataError
 _ANNOTATIONS = ("Annotations", "annotations", "labels", "xml", "xmls", "annotations/xmls", "annots")
 _IMAGES = ("JPEGImages", "images", "Images", "imgs", "image", "img")
 _SETS = ("ImageSets/Main", "ImageSets", "splits", ".")
-_ENCODING = re.compile(
-    rb"""<\?xml[^>]*encoding=["']((?:iso-?8859|windows-|cp|gb|big5|shift|euc|koi8)[\w-]*)["']""", re.I
-)
-_NO = ("0", "", "false", "no", "unspecified")
-_LARGEST = 1e9  # pixels; see coco_columns
-
-
-@dataclass(frozen=True, slots=True)
-class _Object:
-    name: str
-    box: tuple[float, float, float, float]  # left, top, width, height, pixels
-    is_difficult: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Page:
-    """One XML file."""
-
-    file: Path
-    image: Path
-    size: tuple[int, int] | None  # (height, width) as the file says; None where it says nothing of use
-    objects: tuple[_Object, ...]
-    boxless: int  # objects without a box
 
 
 @dataclass(slots=True)
@@ -71,7 +45,7 @@ class VocSource:
     parts: Mapping[str, tuple[tuple[Path, Path], ...]]  # of each split: XML files with the folder of their image
     has_sets: bool = False
     absent: Mapping[str, str] = field(default_factory=dict)  # what to say of splits that cannot be read
-    _pages: dict[Path, _Page] = field(default_factory=dict)
+    _pages: dict[Path, Page] = field(default_factory=dict)
     _listings: dict[Path, dict[str, Path]] = field(default_factory=dict)  # of each image folder, by stem
 
     @classmethod
@@ -132,7 +106,7 @@ class VocSource:
         content.problems.add("images without an XML file left out", self._without_page(split))
         return RawSplit(self.folder, folder, content.as_coco(), content.problems)
 
-    def _pages_of(self, split: str, errors: list[DataError] | None) -> Iterator[_Page]:
+    def _pages_of(self, split: str, errors: list[DataError] | None) -> Iterator[Page]:
         for where in self.parts[split]:
             with tolerated(errors):
                 yield self._page(*where)
@@ -146,15 +120,15 @@ class VocSource:
         listed = [image for folder in folders for image in self._listings[folder].values()]
         return [image.name for image in listed if image not in shown]
 
-    def _page(self, file: Path, images: Path) -> _Page:
+    def _page(self, file: Path, images: Path) -> Page:
         if images not in self._listings:
             self._listings[images] = {path.stem: path for path in sorted(images.iterdir()) if is_image(path)}
         if file not in self._pages:
-            self._pages[file] = _read_page(file, images, self._listings[images])
+            self._pages[file] = read_page(file, images, self._listings[images])
         return self._pages[file]
 
 
-def _note(content: Content, pages: Sequence[_Page]) -> None:
+def _note(content: Content, pages: Sequence[Page]) -> None:
     boxless = [page.file.name for page in pages if page.boxless]
     content.problems.add("objects without a box dropped", boxless, sum(page.boxless for page in pages))
     unsized = [page.file.name for page in pages if page.size is None]
@@ -164,7 +138,7 @@ def _note(content: Content, pages: Sequence[_Page]) -> None:
     content.problems.add("objects marked difficult, neither learnt nor scored", difficult, marked)
 
 
-def _sized(pages: Sequence[_Page], errors: list[DataError] | None) -> Iterator[tuple[_Page, tuple[int, int]]]:
+def _sized(pages: Sequence[Page], errors: list[DataError] | None) -> Iterator[tuple[Page, tuple[int, int]]]:
     """Every page with the (height, width) of its image, from its XML file or else from the image itself."""
     for page in pages:
         with tolerated(errors):
@@ -223,17 +197,11 @@ def _listed(file: Path, annotations: Path) -> Iterator[Path]:
         if not name:
             continue
         # The name alone, or a name and whether a class is there, or a path and its XML file's.
-        pages = [annotations / f"{_stem(text)}.xml" for text in (name, name.rsplit(maxsplit=1)[0], name.split()[0])]
+        pages = [annotations / f"{stem_of(text)}.xml" for text in (name, name.rsplit(maxsplit=1)[0], name.split()[0])]
         xml = next((page for page in pages if os.path.isfile(page)), None)
         if xml is None:
             raise DataError(f"{file}, line {number}: names '{name[:80]}', but there is no {str(pages[0])[:240]}.")
         yield xml
-
-
-def _stem(name: str) -> str:
-    """The last part of a path, without an image's suffix."""
-    base = PurePosixPath(name.replace("\\", "/")).name
-    return base.rsplit(".", 1)[0] if is_image(Path(base)) else base
 
 
 def _beside(folder: Path) -> tuple[tuple[Path, Path], ...]:
@@ -266,86 +234,3 @@ def _shared(parts: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     columns = zip(*parts, strict=False)
     same = [column[0] for column in columns if len(set(column)) == 1]
     return tuple(same)
-
-
-def _read_page(file: Path, images: Path, by_stem: Mapping[str, Path]) -> _Page:
-    text = _text(file)
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise DataError(f"{file}: declares entities, which no annotation needs. Remove the declaration.")
-    try:
-        root = ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError) as error:
-        raise DataError(f"{file}: not valid XML ({error}). Is the file truncated?") from error
-    if root.tag != "annotation":
-        raise DataError(
-            f"{file}: its root is <{root.tag[:40]}>, expected Pascal VOC's <annotation>. "
-            "Export the data as Pascal VOC, COCO or YOLO."
-        )
-    entries = root.findall("object")
-    objects = tuple(_object(file, entry) for entry in entries if entry.find("bndbox") is not None)
-    return _Page(file, _image_of(file, root, images, by_stem), _size(file, root), objects, len(entries) - len(objects))
-
-
-def _text(file: Path) -> str:
-    """The text of an XML file, as UTF-8 or else in the encoding that it declares."""
-    try:
-        return read_text(file, "a Pascal VOC annotation")
-    except DataError:
-        if not os.path.isfile(file):
-            raise
-        data = file.read_bytes()
-        declared = _ENCODING.match(data)
-        if declared is None and not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise
-    encoding = declared.group(1).decode() if declared else "utf-16"
-    try:
-        return data.decode(encoding)
-    except (LookupError, UnicodeError) as error:
-        raise DataError(f"{file}: is not in the encoding it declares ({error}). Store it as UTF-8.") from error
-
-
-def _image_of(file: Path, root: ElementTree.Element, images: Path, by_stem: Mapping[str, Path]) -> Path:
-    """The image: named as the XML file, since the name inside is often stale; else as the name inside says."""
-    name = (root.findtext("filename") or "").strip()
-    plain = PureWindowsPath(PurePosixPath(name).name).name  # never a way out of the folder
-    found = by_stem.get(file.stem) or by_stem.get(_stem(plain))
-    if found is None:
-        raise DataError(
-            f"{file}: its image is not in {images}: neither {file.stem}.jpg (or .png, ...) nor '{name[:80]}'."
-        )
-    return found
-
-
-def _size(file: Path, root: ElementTree.Element) -> tuple[int, int] | None:
-    texts = [root.findtext(f"size/{key}") for key in ("height", "width")]
-    if any(text is None or not text.strip() for text in texts):
-        return None
-    height, width = (_number(file, "size", str(text)) for text in texts)
-    if height % 1 or width % 1 or min(height, width) < 0:
-        raise DataError(f"{file}: has the size {width:g} x {height:g}; expected whole pixels.")
-    return (int(height), int(width)) if height and width else None
-
-
-def _object(file: Path, entry: ElementTree.Element) -> _Object:
-    name = (entry.findtext("name") or "").strip()
-    if not name:
-        raise DataError(f"{file}: an object has no <name>.")
-    corners = []
-    for key in ("xmin", "ymin", "xmax", "ymax"):
-        text = entry.findtext(f"bndbox/{key}")
-        if text is None:
-            raise DataError(f"{file}: an object '{name[:40]}' has a <bndbox> without <{key}>.")
-        corners.append(_number(file, key, text))
-    left, top, right, bottom = corners
-    difficult = (entry.findtext("difficult") or "0").strip().lower() not in _NO
-    return _Object(name, (left, top, right - left, bottom - top), difficult)
-
-
-def _number(file: Path, what: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not abs(value) < _LARGEST:  # NaN compares false
-        raise DataError(f"{file}: <{what}> is '{text.strip()[:40]}'; expected a number of pixels.")
-    return value
