@@ -16,8 +16,9 @@ from qskd.losses.presets import MethodSettings, build_terms, resolve
 from qskd.losses.set_prediction import SetPredictionLoss
 from qskd.models.adapter import DetrAdapter
 from qskd.models.families import FAMILIES, adapter_class
+from qskd.models.fingerprints import weights_fingerprint
 from qskd.models.initialising import initialise_detector
-from qskd.models.loading import as_teacher, weights_fingerprint
+from qskd.models.loading import as_teacher
 
 TEACHER_NAMES = {index: f"class {index}" for index in range(NUM_CLASSES)}
 STUDENT_NAMES = ["class 3", "class 0", "class 1", "class 4", "new"]  # another order, and one the teacher lacks

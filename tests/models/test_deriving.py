@@ -8,9 +8,10 @@ from qskd.errors import CheckpointError, ConfigError
 from qskd.models.backbones import backbone_config, channels_of, same_architecture, scaled
 from qskd.models.deriving import derive_student
 from qskd.models.families import adapter_class
+from qskd.models.fingerprints import weights_fingerprint
 from qskd.models.initialising import backbone_of
 from qskd.models.lineage import layer_choice
-from qskd.models.loading import load_model, new_model, weights_fingerprint
+from qskd.models.loading import load_model, new_model
 from qskd.models.processors import save_model
 from qskd.models.shaping import StudentShape, student_config
 

@@ -10,8 +10,9 @@ from torch import nn
 
 from builders import MODELS, batch_for, tiny_detr
 from qskd.models.families import adapter_class
+from qskd.models.fingerprints import weights_fingerprint
 from qskd.models.folding import fold_norms, inference_engine, merge_branches
-from qskd.models.loading import as_teacher, weights_fingerprint
+from qskd.models.loading import as_teacher
 from qskd.selection.groups import GroupQuerySelection
 
 

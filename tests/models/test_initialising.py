@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from builders import MODELS, random_batch, tiny_detr
+from qskd.models.fingerprints import weights_fingerprint
 from qskd.models.initialising import (
     CLASS_HEAD,
     SOFTMAX_FAMILIES,
@@ -15,7 +16,7 @@ from qskd.models.initialising import (
     thaw_backbone,
     train_backbone,
 )
-from qskd.models.loading import new_model, weights_fingerprint
+from qskd.models.loading import new_model
 
 NAMES = ["cat", "dog", "hen"]
 

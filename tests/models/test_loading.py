@@ -8,14 +8,9 @@ from builders import FAMILY_OF, MODELS, NUM_CLASSES, batch_for, random_batch
 from qskd.data.transforms import ImageSize
 from qskd.errors import CheckpointError, ConfigError, LabelMapError, UnsupportedFamily
 from qskd.models.families import adapter_class
+from qskd.models.fingerprints import weights_fingerprint
 from qskd.models.initialising import CLASS_HEAD, SOFTMAX_FAMILIES
-from qskd.models.loading import (
-    as_teacher,
-    load_model,
-    new_model,
-    weights_fingerprint,
-    with_class_names,
-)
+from qskd.models.loading import as_teacher, load_model, new_model, with_class_names
 from qskd.models.processors import save_model
 
 SAME_WEIGHTS = ("deformable_detr-refine", "rt_detr_v2-discrete")  # as another one

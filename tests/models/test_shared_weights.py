@@ -5,7 +5,8 @@ from safetensors.torch import save_model as save_file_of_module
 from builders import MODELS
 from qskd.data.transforms import ImageSize
 from qskd.models.families import adapter_class
-from qskd.models.loading import load_model, weights_fingerprint
+from qskd.models.fingerprints import weights_fingerprint
+from qskd.models.loading import load_model
 from qskd.models.processors import save_model
 
 

@@ -12,7 +12,7 @@ from builders_trainer import adapter_of
 from qskd.data.transforms import ImageSize
 from qskd.errors import CheckpointError, ConfigError, DataError, UnsupportedFamily
 from qskd.models.loading import load_model
-from qskd.runs import building
+from qskd.runs import building, image_sizes
 from qskd.runs.options import DataOptions
 
 
@@ -115,13 +115,13 @@ def test_the_image_size_is_what_was_asked_for_or_the_models_own(tiny_folders, si
     folders = [str(tiny_folders[name]) for name in models]
     adapters = [load_model(folder) for folder in folders]
     options = DataOptions(image_size=size, max_image_size=longest)
-    assert building.choose_size(options, adapters, folders) == wanted
+    assert image_sizes.choose_size(options, adapters, folders) == wanted
 
 
 def test_a_configuration_alone_has_no_size_of_its_own(tiny_folders):
     adapter = load_model(tiny_folders["rt_detr_student"])
     for source in ("model.json", "a/b/c/model.json", None):
-        assert building.choose_size(DataOptions(), [adapter], [source]) == ImageSize(square=640)
+        assert image_sizes.choose_size(DataOptions(), [adapter], [source]) == ImageSize(square=640)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_configuration_alone_has_no_size_of_its_own(tiny_folders):
 def test_a_size_that_a_model_cannot_take_is_refused(tiny_folders, size, longest, told):
     adapters = [load_model(tiny_folders[name]) for name in ("detr_teacher", "rt_detr_student")]
     with pytest.raises(ConfigError) as caught:
-        building.choose_size(DataOptions(image_size=size, max_image_size=longest), adapters, [])
+        image_sizes.choose_size(DataOptions(image_size=size, max_image_size=longest), adapters, [])
     assert told in str(caught.value)
 
 
@@ -202,9 +202,9 @@ def test_more_queries_than_the_memory_has_cells_are_refused(family):
     adapter = adapter_of(family)
     adapter.model.config.num_queries = adapter.model.config.two_stage_num_proposals = 10_000
     with pytest.raises(ConfigError, match=r"picks 10000 queries among the cells of its memory.*larger --image_size"):
-        building.choose_size(DataOptions(image_size=64), [adapter], [None])
+        image_sizes.choose_size(DataOptions(image_size=64), [adapter], [None])
 
 
 def test_queries_that_are_learnt_may_be_many():
     adapter = adapter_of("detr", num_queries=200)
-    assert building.choose_size(DataOptions(image_size=64), [adapter], [None]) == ImageSize(square=64)
+    assert image_sizes.choose_size(DataOptions(image_size=64), [adapter], [None]) == ImageSize(square=64)

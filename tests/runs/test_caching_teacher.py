@@ -22,7 +22,8 @@ from qskd.errors import CheckpointError, ConfigError, Interrupted
 from qskd.lessons import cache as lessons
 from qskd.lessons.shards import sealed, write_shard
 from qskd.losses.presets import resolve
-from qskd.models.loading import load_model, weights_fingerprint
+from qskd.models.fingerprints import weights_fingerprint
+from qskd.models.loading import load_model
 from qskd.runs import building, caching_pass, given_teacher
 from qskd.runs.cache_key import images_key
 from qskd.runs.options import DataOptions, PairOptions

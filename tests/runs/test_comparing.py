@@ -7,7 +7,8 @@ from PIL import Image
 
 from builders_reports import TEACHER, panel_titles, write_run
 from qskd.errors import ConfigError, DataError
-from qskd.models.loading import load_model, weights_fingerprint
+from qskd.models.fingerprints import weights_fingerprint
+from qskd.models.loading import load_model
 from qskd.runs.comparing import compare
 from qskd.runs.options import DataOptions
 

@@ -15,7 +15,8 @@ from qskd.data.transforms import ImageSize
 from qskd.errors import CheckpointError, ConfigError, DataError, LabelMapError, PreflightError, UnsupportedFamily
 from qskd.evaluation.kept import KeptDetections
 from qskd.models.deriving import derive_student
-from qskd.models.loading import as_teacher, load_model, weights_fingerprint
+from qskd.models.fingerprints import weights_fingerprint
+from qskd.models.loading import as_teacher, load_model
 from qskd.models.processors import save_model
 from qskd.models.shaping import StudentShape
 from qskd.runs import evaluating

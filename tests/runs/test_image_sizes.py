@@ -5,7 +5,7 @@ from qskd.data.transforms import ImageSize
 from qskd.errors import ConfigError
 from qskd.models.adapter import DetrAdapter
 from qskd.models.families import adapter_class
-from qskd.runs.building import choose_size
+from qskd.runs.image_sizes import choose_size
 from qskd.runs.options import DataOptions
 
 

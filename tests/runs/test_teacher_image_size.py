@@ -15,7 +15,7 @@ from qskd.data.batch import Batch, collate
 from qskd.data.transforms import Augmentation, DetectionTransform, ImageSize
 from qskd.distiller import TeacherSide
 from qskd.errors import ConfigError
-from qskd.runs import building
+from qskd.runs import building, image_sizes
 from qskd.runs.options import DataOptions, PairOptions
 
 SMALL, LARGE = ImageSize(square=64), ImageSize(square=128)
@@ -132,14 +132,14 @@ def test_sizes_a_teacher_cannot_take_are_refused(given, message):
     teacher.model.config.num_queries = 300
     pair = PairOptions(teacher="", **given)
     with pytest.raises(ConfigError, match=message):
-        building.choose_sizes(DataOptions(image_size=64), pair, student, teacher)
+        image_sizes.choose_sizes(DataOptions(image_size=64), pair, student, teacher)
 
 
 def test_a_padded_student_may_have_a_teacher_of_squares():
     teacher, student = adapter_of("rt_detr"), adapter_of("detr")
     data = DataOptions(image_size=64, max_image_size=96)
     pair = PairOptions(teacher="", teacher_image_size=160)
-    found = building.choose_sizes(data, pair, student, teacher)
+    found = image_sizes.choose_sizes(data, pair, student, teacher)
     assert found == (ImageSize(shortest_edge=64, longest_edge=96), ImageSize(square=160))
     with pytest.raises(ConfigError, match="rt_detr reads no padding mask"):
-        building.choose_sizes(data, PairOptions(teacher=""), student, teacher)
+        image_sizes.choose_sizes(data, PairOptions(teacher=""), student, teacher)

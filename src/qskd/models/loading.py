@@ -1,7 +1,6 @@
 """From a hub id, a folder or a configuration to an adapter."""
 
 import copy
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -34,7 +33,6 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",  # read by transformers with weights_only=True
     "pytorch_model.bin.index.json",
 )
-_PROVENANCE = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")  # no part of a model
 _SHOWN = 5  # names listed in an error
 _LONGEST_REASON = 500  # characters quoted of somebody else's error
 
@@ -283,39 +281,3 @@ def as_teacher(adapter: DetrAdapter) -> DetrAdapter:
     adapter.model.eval()
     adapter.model.requires_grad_(False)
     return adapter
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and bytes of a model's state, in the order of names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        value = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def structure_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names and shapes of a model's state: what weights must fit it."""
-    rows = sorted(f"{name}|{tuple(tensor.shape)}" for name, tensor in model.state_dict().items())
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
-
-
-def configuration_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over a model's configuration, but for where it comes from and what wrote it."""
-    config: Any = model.config
-    return hashlib.sha256(json.dumps(_without_provenance(config.to_dict()), sort_keys=True).encode()).hexdigest()
-
-
-def reading_of(adapter: DetrAdapter) -> list[Any]:
-    """What beside its weights decides what a model says: its configuration, box frame and pixel normalisation."""
-    norm = adapter.pixel_norm
-    return [configuration_fingerprint(adapter.model)[:12], adapter.box_frame, [*norm.mean], [*norm.std]]
-
-
-def _without_provenance(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _without_provenance(entry) for key, entry in value.items() if key not in _PROVENANCE}
-    if isinstance(value, list | tuple):
-        return [_without_provenance(entry) for entry in value]
-    return value if value is None or isinstance(value, bool | int | float) else str(value)

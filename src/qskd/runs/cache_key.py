@@ -11,8 +11,8 @@ from qskd.data.transforms import ImageSize
 from qskd.losses import TERMS
 from qskd.losses.presets import MethodSettings, options_of
 from qskd.models.adapter import DetrAdapter, Need
-from qskd.models.loading import configuration_fingerprint, weights_fingerprint
-from qskd.runs import building
+from qskd.models.fingerprints import configuration_fingerprint, weights_fingerprint
+from qskd.runs import building, image_sizes
 from qskd.runs.options import CacheOptions, DataOptions
 
 
@@ -60,10 +60,12 @@ def selection_key(settings: MethodSettings) -> dict[str, Any]:
 def cached_sizes(options: CacheOptions, data: DataOptions, teacher: DetrAdapter) -> tuple[ImageSize, ImageSize]:
     """The sizes of the student's and of the teacher's images: the same, unless the teacher was given its own."""
     if options.teacher_image_size is None and options.teacher_max_image_size is None:
-        size = building.choose_size(data, [teacher], [options.teacher])
+        size = image_sizes.choose_size(data, [teacher], [options.teacher])
         return size, size
     own = replace(data, image_size=options.teacher_image_size, max_image_size=options.teacher_max_image_size)
-    return building.choose_size(data, [], [options.teacher]), building.choose_size(own, [teacher], [options.teacher])
+    return image_sizes.choose_size(data, [], [options.teacher]), image_sizes.choose_size(
+        own, [teacher], [options.teacher]
+    )
 
 
 def sizes_as_options(size: ImageSize, teacher_size: ImageSize) -> dict[str, int | None]:

@@ -11,7 +11,7 @@ import torch
 from qskd.data.dataset import DetectionDataset
 from qskd.distiller import Distiller, Teacher
 from qskd.losses.presets import MethodSettings, build_terms, options_of
-from qskd.models.loading import weights_fingerprint
+from qskd.models.fingerprints import weights_fingerprint
 from qskd.models.processors import in_words
 from qskd.runs import building, preflight
 from qskd.runs.given_teacher import GivenTeacher

@@ -9,7 +9,7 @@ from qskd.labels import LabelMap
 from qskd.lessons.cached_teacher import no_unlabeled
 from qskd.models.adapter import DetrAdapter
 from qskd.models.loading import as_teacher
-from qskd.runs import building
+from qskd.runs import building, image_sizes
 from qskd.runs.distillation import Distillation
 from qskd.runs.ending import ending
 from qskd.runs.folder import RunFolder, changed_options
@@ -47,7 +47,7 @@ def distill(pair: PairOptions, data: DataOptions, method: MethodOptions, config:
         notes = [*notes, *cached.notes(is_half=config.bf16 or config.fp16)]
     else:
         assert model is not None
-        size, teacher_size = building.choose_sizes(data, pair, student, model)
+        size, teacher_size = image_sizes.choose_sizes(data, pair, student, model)
         labels = LabelMap.between(model.id2label, splits.class_names)
         precision = None if pair.teacher_precision == "as_student" else pair.teacher_precision
         teacher = LoadedTeacher(model, labels, teacher_size, config.device, precision, config.compiling)

@@ -19,7 +19,7 @@ from qskd.evaluation.streaming import evaluate_detector
 from qskd.labels import LabelMap
 from qskd.models.adapter import DetrAdapter
 from qskd.models.relabel import to_student_classes
-from qskd.runs import building
+from qskd.runs import building, image_sizes
 from qskd.runs.options import ModelOptions, SourceOptions
 from qskd.runs.processes import world
 
@@ -40,7 +40,7 @@ def evaluate(model: ModelOptions, data: SourceOptions, *, split: str = "val", ba
     index = building.open_split(data, split)
     if index is None:
         raise ConfigError(f"The data has no split '{split}'.")
-    size = building.choose_size(data, [adapter], [model.model])
+    size = image_sizes.choose_size(data, [adapter], [model.model])
     processes = launched()
     adapter.model.to(processes.device if processes else "cuda" if torch.cuda.is_available() else "cpu")
     return evaluate_keeping(adapter, index, size, batch_size, processes=processes)[0]

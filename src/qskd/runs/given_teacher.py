@@ -18,8 +18,8 @@ from qskd.losses.presets import DetrFacts, MethodSettings
 from qskd.losses.term import Term
 from qskd.models.adapter import DetrAdapter
 from qskd.models.compiling import Compiling
+from qskd.models.fingerprints import reading_of, weights_fingerprint
 from qskd.models.folding import inference_engine
-from qskd.models.loading import reading_of, weights_fingerprint
 from qskd.runs.evaluating import evaluate_keeping
 from qskd.runs.training import measured_cost, one_image
 

@@ -20,7 +20,7 @@ from qskd.losses.presets import AgfdSettings, LapdSettings, MethodSettings, buil
 from qskd.models.adapter import DetrAdapter
 from qskd.models.loading import as_teacher
 from qskd.reporting.inspection import InspectionFiles, Subject, write_inspection
-from qskd.runs import building
+from qskd.runs import building, image_sizes
 from qskd.runs.inspected_images import InspectedImages, LabelledImages, UnlabelledImages, image_files, own_classes
 from qskd.runs.inspected_scenes import Apprentice, SceneReader
 from qskd.runs.options import MethodOptions, PairOptions, SourceOptions
@@ -151,7 +151,7 @@ class _Sitters:
 
     def sizes(self, data: SourceOptions, pair: PairOptions) -> tuple[ImageSize, ImageSize]:
         """What student and teacher see; the same without a student."""
-        return building.choose_sizes(data, pair, self.student or self.teacher, self.teacher)
+        return image_sizes.choose_sizes(data, pair, self.student or self.teacher, self.teacher)
 
 
 def _source(options: InspectOptions, data: SourceOptions) -> DetectionIndex | list[Path]:

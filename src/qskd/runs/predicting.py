@@ -18,7 +18,7 @@ from qskd.evaluation.predictor import AdapterPredictor, Predictor
 from qskd.files import make_folder, plain_yaml
 from qskd.labels import LabelMap, match_names, normalise
 from qskd.models.loading import BoxFrame
-from qskd.runs import building
+from qskd.runs import building, image_sizes
 from qskd.runs.folder import RunFolder
 from qskd.runs.inputs import INFO, PREDICTIONS, Inputs, find_inputs
 from qskd.runs.options import SourceOptions
@@ -130,7 +130,7 @@ def open_predictor(model: str, options: PredictOptions) -> tuple[Predictor, dict
     frame = options.box_frame or frame
     adapter = building.open_model(source, None, box_frame=frame, trust_remote_code=options.trust_remote_code)
     sizes = SourceOptions(image_size=options.image_size, max_image_size=options.max_image_size)
-    size = building.choose_size(sizes, [adapter], [source])
+    size = image_sizes.choose_size(sizes, [adapter], [source])
     names = LabelMap.of_model(adapter.id2label).student_names
     only = None if not options.classes else choose_classes(options.classes, names)
     adapter.model.to(device)

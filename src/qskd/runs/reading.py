@@ -12,7 +12,7 @@ import yaml
 from qskd.data.formats.coco import CocoSource
 from qskd.errors import ConfigError, DataError, QskdError
 from qskd.files import plain_yaml
-from qskd.models.loading import weights_fingerprint
+from qskd.models.fingerprints import weights_fingerprint
 from qskd.reporting.records import RunRecord
 from qskd.runs import building
 from qskd.runs.folder import RunFolder

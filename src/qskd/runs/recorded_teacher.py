@@ -19,7 +19,7 @@ from qskd.lessons.facts import TeacherFacts
 from qskd.losses.presets import MethodSettings
 from qskd.losses.term import Term
 from qskd.models.adapter import DetrAdapter
-from qskd.runs import building
+from qskd.runs import building, image_sizes
 from qskd.runs.cache_key import data_key, needs_of, selection_key, teacher_key
 from qskd.runs.cache_pixels import thumbnails
 from qskd.runs.options import DataOptions, PairOptions
@@ -83,9 +83,9 @@ class RecordedTeacher:
         given = self.cache.content.sizes
         if data.image_size is None and data.max_image_size is None:
             data = replace(data, image_size=given["image_size"], max_image_size=given["max_image_size"])
-        size = building.choose_size(data, [student], [None])
+        size = image_sizes.choose_size(data, [student], [None])
         key = {"image size": plain_size(size)}
-        own = building.asked_size(pair.teacher_image_size, pair.teacher_max_image_size, [], "--teacher_")
+        own = image_sizes.asked_size(pair.teacher_image_size, pair.teacher_max_image_size, [], "--teacher_")
         if own is not None:
             key["teacher image size"] = plain_size(own)
         self.cache.content.check(self.cache.folder, key, ())

@@ -10,7 +10,8 @@ from qskd.data.index import DetectionIndex
 from qskd.data.transforms import ImageSize
 from qskd.errors import CheckpointError, QskdError
 from qskd.models.adapter import DetrAdapter
-from qskd.models.loading import BoxFrame, weights_fingerprint
+from qskd.models.fingerprints import weights_fingerprint
+from qskd.models.loading import BoxFrame
 from qskd.reporting.closeup import Shown
 from qskd.reporting.groups import Group, group_runs, reference_of, teacher_title, teachers_of
 from qskd.reporting.records import RunRecord

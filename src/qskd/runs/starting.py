@@ -6,8 +6,9 @@ from dataclasses import replace
 from qskd.errors import ConfigError
 from qskd.models.adapter import DetrAdapter
 from qskd.models.deriving import derive_student, select_weights
+from qskd.models.fingerprints import configuration_fingerprint, weights_fingerprint
 from qskd.models.inheriting import InheritReport
-from qskd.models.loading import configuration_fingerprint, weights_fingerprint, with_class_names
+from qskd.models.loading import with_class_names
 from qskd.models.shaping import StudentShape
 from qskd.runs import building
 from qskd.runs.options import PairOptions

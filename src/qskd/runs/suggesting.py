@@ -18,7 +18,7 @@ from qskd.models.families import adapter_class
 from qskd.models.known import KnownCheckpoint, known_checkpoints
 from qskd.models.loading import as_config, build, read_config
 from qskd.models.shaping import StudentShape, student_config
-from qskd.runs.building import choose_size
+from qskd.runs.image_sizes import choose_size
 from qskd.runs.options import SourceOptions
 
 _SMALLER = 0.95  # of the teacher's operations: a student that costs more is none

@@ -19,11 +19,12 @@ from qskd.errors import ConfigError
 from qskd.evaluation.cost import cost_of
 from qskd.losses.set_prediction import SetPredictionLoss
 from qskd.models.adapter import DetrAdapter
+from qskd.models.fingerprints import reading_of, structure_fingerprint
 from qskd.models.folding import channels_last
 from qskd.models.initialising import freeze_backbone_norms
-from qskd.models.loading import reading_of, structure_fingerprint, with_class_names
+from qskd.models.loading import with_class_names
 from qskd.models.processors import save_model
-from qskd.runs import building, picturing
+from qskd.runs import building, image_sizes, picturing
 from qskd.runs.ending import ending
 from qskd.runs.evaluating import detections_on, evaluate_keeping
 from qskd.runs.folder import RunFolder, changed_options, environment
@@ -66,7 +67,7 @@ def train(model: TrainOptions, data: DataOptions, config: DistillationConfig) ->
     )
     began = start_of(model.model, adapter, model.backbone_weights)
     adapter = with_class_names(adapter, splits.class_names)
-    size = building.choose_size(data, [adapter], [model.model])
+    size = image_sizes.choose_size(data, [adapter], [model.model])
     job = Job(folder, splits, size, adapter, config, data, changed_options(model, data, config), began)
     with ending(folder):
         job.prepare_student()
