@@ -5,6 +5,7 @@ from qskd.data.transforms import ImageSize
 from qskd.errors import ConfigError
 from qskd.models.adapter import DetrAdapter
 from qskd.models.families import adapter_class
+from qskd.models.loading import load_model
 from qskd.runs.image_sizes import choose_size
 from qskd.runs.options import DataOptions
 
@@ -56,3 +57,55 @@ def test_a_projector_that_makes_no_map_is_refused():
     adapter.model.config.projector_scale_factors = []
     with pytest.raises(ConfigError, match="has no projector_scale_factors"):
         choose_size(DataOptions(data="", image_size=64), [adapter], [None])
+
+
+@pytest.mark.parametrize(
+    ("size", "longest", "models", "wanted"),
+    [
+        (96, None, ("rt_detr_student",), ImageSize(square=96)),
+        (None, None, ("rt_detr_student",), ImageSize(square=64)),  # its processor's
+        (100, None, ("detr_student",), ImageSize(square=100)),  # reads padding: any size
+        (80, 120, ("detr_student", "detr_teacher"), ImageSize(shortest_edge=80, longest_edge=120)),
+    ],
+)
+def test_the_image_size_is_what_was_asked_for_or_the_models_own(tiny_folders, size, longest, models, wanted):
+    folders = [str(tiny_folders[name]) for name in models]
+    adapters = [load_model(folder) for folder in folders]
+    options = DataOptions(image_size=size, max_image_size=longest)
+    assert choose_size(options, adapters, folders) == wanted
+
+
+def test_a_configuration_alone_has_no_size_of_its_own(tiny_folders):
+    adapter = load_model(tiny_folders["rt_detr_student"])
+    for source in ("model.json", "a/b/c/model.json", None):
+        assert choose_size(DataOptions(), [adapter], [source]) == ImageSize(square=640)
+
+
+@pytest.mark.parametrize(
+    ("size", "longest", "told"),
+    [
+        (70, None, "--image_size 70 is not a multiple of 32, which rt_detr needs. Try 64."),
+        (10, None, "Try 32."),
+        (64, 128, "--max_image_size keeps the aspect ratio and pads, but rt_detr reads no padding mask"),
+        (None, 128, "--max_image_size is the longest edge; give the shortest with --image_size"),
+        (0, None, "expected square"),
+    ],
+)
+def test_a_size_that_a_model_cannot_take_is_refused(tiny_folders, size, longest, told):
+    adapters = [load_model(tiny_folders[name]) for name in ("detr_teacher", "rt_detr_student")]
+    with pytest.raises(ConfigError) as caught:
+        choose_size(DataOptions(image_size=size, max_image_size=longest), adapters, [])
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["rt_detr", "deformable_detr-two-stage", "lw_detr"])
+def test_more_queries_than_the_memory_has_cells_are_refused(family):
+    (adapter,) = adapters_of(family)
+    adapter.model.config.num_queries = adapter.model.config.two_stage_num_proposals = 10_000
+    with pytest.raises(ConfigError, match=r"picks 10000 queries among the cells of its memory.*larger --image_size"):
+        choose_size(DataOptions(image_size=64), [adapter], [None])
+
+
+def test_queries_that_are_learnt_may_be_many():
+    (adapter,) = adapters_of("detr", num_queries=200)
+    assert choose_size(DataOptions(image_size=64), [adapter], [None]) == ImageSize(square=64)

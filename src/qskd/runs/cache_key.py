@@ -63,9 +63,8 @@ def cached_sizes(options: CacheOptions, data: DataOptions, teacher: DetrAdapter)
         size = image_sizes.choose_size(data, [teacher], [options.teacher])
         return size, size
     own = replace(data, image_size=options.teacher_image_size, max_image_size=options.teacher_max_image_size)
-    return image_sizes.choose_size(data, [], [options.teacher]), image_sizes.choose_size(
-        own, [teacher], [options.teacher]
-    )
+    student_size = image_sizes.choose_size(data, [], [options.teacher])
+    return student_size, image_sizes.choose_size(own, [teacher], [options.teacher])
 
 
 def sizes_as_options(size: ImageSize, teacher_size: ImageSize) -> dict[str, int | None]:

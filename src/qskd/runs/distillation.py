@@ -79,7 +79,7 @@ class Distillation(Job):
         """Build terms, check, train."""
         self.prepare_student()
         fingerprint = self.teacher.fingerprint()
-        facts = {"teacher": fingerprint, "method": method, **self.facts(), **options_of(self.settings)}
+        facts = {"teacher": fingerprint, "method": method, **self.shared_facts(), **options_of(self.settings)}
         identity = self.identity(resume, **facts)
         self.folder.save_json("label_map.json", self.teacher.label_map.as_dict())
         self.tell(*notes, f"images: {in_words(self.size)}" + self._teachers_size())
@@ -101,18 +101,24 @@ class Distillation(Job):
             extra={"teacher": told | {"image_size": plain_size(self.teacher.size)}},
         )
 
-    def facts(self) -> dict[str, Any]:
+    def shared_facts(self) -> dict[str, Any]:
         """What has to be the same in a run that goes on, beside the teacher, the method and its options.
 
-        What a run does without is told as None, so that a resumed run cannot leave out what the first one had.
+        What a run does without is told as None, so that a resumed run cannot leave out what the first one had; None is
+        also what a checkpoint from before an option says of it. Unlabelled images are read, and told of if AP is
+        measured on them.
+
+        Raises:
+            DataError: the unlabelled images cannot be used.
         """
         facts: dict[str, Any] = dict(self.teacher.identity())
         own_size = self.teacher.size != self.size
         facts["teacher image size"] = plain_size(self.teacher.size) if own_size else None
+        facts |= self._unlabeled_facts()
         # A student of its own configuration may begin with the teacher's weights; a derived one does by default.
         facts["inherits"] = True if self.pair.student is not None and self.begins_alike else None
         facts["begins anew"] = True if self.pair.student is None and not self.pair.inherit else None
-        return facts | self._unlabeled_facts()
+        return facts
 
     def _unlabeled_facts(self) -> dict[str, Any]:
         unlabeled = self.unlabeled()

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from qskd.data.formats.hub_columns import columns_of, declared_names, labels_in, objects_of, said_size, said_sizes
+from qskd.data.formats.hub_columns import columns_of, declared_names, labels_in, objects_of, size_of_row, sizes_said
 from qskd.data.formats.hub_files import check_hub, check_saved, is_cached, listed
 from qskd.data.formats.layout import (
     Content,
@@ -131,10 +131,10 @@ class HubSource:
         place: dict[Any, int] = {name: position for position, name in enumerate(names)}
         if declared:
             place |= {position: position for position in range(len(names))}
-        for position, (row, said) in enumerate(zip(columns.of_objects(rows), said_sizes(rows), strict=True)):
+        for position, (row, said) in enumerate(zip(columns.of_objects(rows), sizes_said(rows), strict=True)):
             where = f"{self.name}, row {position} of {split}"
             with tolerated(errors):
-                height, width = upright_size_of(where, blobs(position), said_size(where, said))
+                height, width = upright_size_of(where, blobs(position), size_of_row(where, said))
                 found = list(objects_of(where, row, columns, place))
                 image = content.add_image(f"{split}-{position:06d}", height, width)
                 kept.append(position)

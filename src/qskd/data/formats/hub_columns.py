@@ -118,7 +118,7 @@ def _cells(row: Mapping[str, Any], columns: Columns) -> tuple[list[Any], list[An
     return list(boxes or []), list(labels or [])
 
 
-def said_sizes(rows: Any) -> Iterator[Mapping[str, Any]]:
+def sizes_said(rows: Any) -> Iterator[Mapping[str, Any]]:
     """What each row says of its image's size: its numbers ``height`` and ``width``, or nothing where there are none."""
     kinds = [str(getattr(rows.features.get(key), "dtype", "")) for key in _SIZE]
     if all(kind.startswith(("int", "uint", "float")) for kind in kinds):
@@ -127,7 +127,7 @@ def said_sizes(rows: Any) -> Iterator[Mapping[str, Any]]:
         yield from repeat({}, len(rows))
 
 
-def said_size(where: str, said: Mapping[str, Any]) -> tuple[int, int] | None:
+def size_of_row(where: str, said: Mapping[str, Any]) -> tuple[int, int] | None:
     """(height, width) in pixels that a row says, None where one of them is missing."""
     found: list[int] = []
     for key in _SIZE:

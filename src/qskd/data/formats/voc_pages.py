@@ -9,10 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from qskd.data.formats.layout import (
-    is_image,
-    read_text,
-)
+from qskd.data.formats.layout import is_image, read_text
 from qskd.errors import DataError
 
 _ENCODING = re.compile(
