@@ -33,7 +33,7 @@ class Pair:
 
     name: str
     student: str  # configuration, a file of the repository
-    teacher: str | None = None  # configuration
+    teacher: str | None = None  # what is trained: a configuration, or a folder of weights to begin with
     trained: str | None = None  # a teacher that needs no training, instead
     student_backbone_weights: str | None = None  # hub id, for what does not begin as the teacher
     other_family: bool = False  # whether the student has nothing to inherit from the teacher
@@ -191,7 +191,8 @@ class Grid:
             raise ConfigError(f"'{name}' is no dataset of the grid, and its template '{template}' is none either.")
         if not re.fullmatch(r"[\w.-]+", name):
             raise ConfigError(f"'{name}' is no name for a dataset: give letters, digits, '_', '-' and '.'.")
-        # What the template's images are, and where its teacher begins, says nothing of other images.
+        # What the template's images are, and which dataset's teacher its own begins as, says nothing of other images; a
+        # pair whose teacher begins with weights is one of any images.
         new = replace(self.datasets[template], name=name, drawn=None, teacher_drawn=None, teacher_start=None)
         blocks = list(self.blocks)
         fitting = [place for place, block in enumerate(blocks) if template in block.datasets and self._trains(block)]

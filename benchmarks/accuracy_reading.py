@@ -109,7 +109,10 @@ def _check(grid: Grid) -> None:
         raise ConfigError(f"methods must hold '{BASELINE}', the student without a teacher.")
     for pair in grid.pairs.values():
         if (pair.teacher is None) == (pair.trained is None):
-            raise ConfigError(f"pair '{pair.name}': give either teacher (a configuration) or trained (a folder).")
+            raise ConfigError(
+                f"pair '{pair.name}': give either teacher (a configuration or a folder that is trained) or "
+                "trained (a folder)."
+            )
     for block in grid.blocks:
         _check_names("datasets", block.datasets, grid.datasets)
         _check_names("pairs", block.pairs, grid.pairs)

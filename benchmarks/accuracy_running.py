@@ -12,7 +12,7 @@ from pathlib import Path
 from accuracy_commands import REPOSITORY, command_line
 from accuracy_machine import commit, hardware
 from accuracy_preparing import LOG
-from accuracy_states import Task, locked, notes_of, state_of, teacher_print, write_notes
+from accuracy_states import Task, notes_of, state_of, take_lock, teacher_print, write_notes
 
 from qskd.trainer import checkpoints
 
@@ -128,7 +128,7 @@ class Runner:
         if task.make is not None:
             self._prepare(task, task.make)
             return
-        lock = locked(task.folder)
+        lock = take_lock(task.folder)
         if lock is None:
             _say(f"{task.name}: is being trained by another call")
             self._elsewhere.add(task.name)
@@ -162,7 +162,7 @@ class Runner:
 
     def _prepare(self, task: Task, make: Callable[[], None]) -> None:
         """Make what is made here, unless another call does so: then it is waited for."""
-        lock = locked(task.folder.parent)
+        lock = take_lock(task.folder.parent)
         if lock is None:
             self._awaited.add(task.name)
             return

@@ -1,4 +1,4 @@
-"""A task of the grid, and how far it is: what was written beside it against what would be asked of it now."""
+"""A task of the grid with its lock and notes, and how far it is: what was asked of it against what would be now."""
 
 import fcntl
 import json
@@ -79,7 +79,7 @@ def write_notes(task: Task, notes: Mapping[str, Any]) -> None:
     fresh.replace(task.folder / NOTES)
 
 
-def locked(folder: Path) -> int | None:
+def take_lock(folder: Path) -> int | None:
     """An open file beside a folder, locked for as long as any process has it open; None where another one has it."""
     path = folder.with_name(f".{folder.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -209,7 +209,8 @@ class Workplace:
             "kind": f"teacher {dataset.name} {pair.name}",
             "settings": self._settings(command, data, version),
         }
-        return Task(name, self.runs / name / "summary.json", tuple(needs), command, facts=facts)
+        start = model if model.suffix != ".json" else None
+        return Task(name, self.runs / name / "summary.json", tuple(needs), command, facts=facts, teacher=start)
 
     # ---- data --------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from builders_runs import complete_checkpoint
 
 def test_a_cell_that_another_process_trains_is_left_alone(parts, tmp_path):
     task = task_of(parts, tmp_path / "cell", "--help")
-    lock = parts["states"].locked(task.folder)
+    lock = parts["states"].take_lock(task.folder)
     (tmp_path / "cell").mkdir()
     (tmp_path / "cell" / "mine").write_text("")
     runner = parts["running"].Runner({"t": task})
@@ -29,7 +29,7 @@ def test_a_cell_that_another_process_trains_is_left_alone(parts, tmp_path):
 def test_what_another_call_prepares_is_waited_for(parts, tmp_path):
     folder, made = tmp_path / "data" / "scenes", []
     task = parts["tasks"].Task("data/scenes", folder / "annotations" / "val.json", make=lambda: made.append(1))
-    lock = parts["states"].locked(folder)
+    lock = parts["states"].take_lock(folder)
     running = threading.Thread(target=parts["running"].Runner({task.name: task}).run)
     running.start()
     running.join(timeout=1)

@@ -231,6 +231,23 @@ def test_what_came_from_another_teacher_is_known_as_changed(parts, grid, tmp_pat
     assert parts["states"].state_of(task) == "changed"
 
 
+def test_a_teacher_that_began_with_other_weights_is_known_as_changed(parts, grid, tmp_path):
+    start = tmp_path / "model"
+    start.mkdir()
+    (start / "model.safetensors").write_text("one")
+    pairs = {**grid.pairs, "rt_detr_tuned": replace(grid.pairs["rt_detr_tuned"], teacher=str(start))}
+    place = place_of(parts, replace(grid, pairs=pairs), tmp_path)
+    cells = grid.cells(["drawn_hard", "rt_detr_tuned", "0", "qskd"])
+    task = place.tasks(cells)["teachers/drawn_hard/rt_detr_tuned"]
+    task.folder.mkdir(parents=True)
+    task.product.write_text("{}")
+    notes = {**task.facts, "teacher": parts["states"].teacher_print(task)}
+    (task.folder / "cell.json").write_text(json.dumps(notes))
+    assert parts["states"].state_of(task) == "done"
+    (start / "model.safetensors").write_text("another")
+    assert parts["states"].state_of(task) == "changed"
+
+
 def test_a_lean_run_keeps_its_teachers(parts):
     lean = parts["running"].Runner({}, lean=True)
     kept = {
