@@ -98,7 +98,7 @@ def _draw_gains(panel: Any, table: Table) -> None:
 
 
 def _panels(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
-    columns = min(count, 3)
+    columns = 2 if count == 4 else min(count, 3)
     rows = -(-count // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
     panels = list(axes.flat)
