@@ -214,6 +214,15 @@ def test_a_finished_cell_of_a_method_that_had_other_defaults_is_known_as_changed
     assert parts["states"].state_of(task) == "changed", "of a time when defaults were not written down"
 
 
+def finish_under_its_teacher(parts, task):
+    """The files of a finished task; it is known as done."""
+    task.folder.mkdir(parents=True)
+    task.product.write_text("{}")
+    notes = {**task.facts, "teacher": parts["states"].teacher_print(task)}
+    (task.folder / "cell.json").write_text(json.dumps(notes))
+    assert parts["states"].state_of(task) == "done"
+
+
 @pytest.mark.parametrize("method", ["qskd", "inheritance"])
 def test_what_came_from_another_teacher_is_known_as_changed(parts, grid, tmp_path, method):
     teacher = tmp_path / "teacher"
@@ -222,11 +231,7 @@ def test_what_came_from_another_teacher_is_known_as_changed(parts, grid, tmp_pat
     place = replace(place_of(parts, grid, tmp_path), teachers={"bccd": teacher})
     cell = grid.cells(["bccd", "d_fine", "0", method])[0]
     task = place.task(cell)
-    task.folder.mkdir(parents=True)
-    task.product.write_text("{}")
-    notes = {**task.facts, "teacher": parts["states"].teacher_print(task)}
-    (task.folder / "cell.json").write_text(json.dumps(notes))
-    assert parts["states"].state_of(task) == "done"
+    finish_under_its_teacher(parts, task)
     (teacher / "model.safetensors").write_text("another")
     assert parts["states"].state_of(task) == "changed"
 
@@ -239,11 +244,7 @@ def test_a_teacher_that_began_with_other_weights_is_known_as_changed(parts, grid
     place = place_of(parts, replace(grid, pairs=pairs), tmp_path)
     cells = grid.cells(["drawn_hard", "rt_detr_tuned", "0", "qskd"])
     task = place.tasks(cells)["teachers/drawn_hard/rt_detr_tuned"]
-    task.folder.mkdir(parents=True)
-    task.product.write_text("{}")
-    notes = {**task.facts, "teacher": parts["states"].teacher_print(task)}
-    (task.folder / "cell.json").write_text(json.dumps(notes))
-    assert parts["states"].state_of(task) == "done"
+    finish_under_its_teacher(parts, task)
     (start / "model.safetensors").write_text("another")
     assert parts["states"].state_of(task) == "changed"
 
