@@ -52,15 +52,17 @@ def test_every_configuration_of_a_grid_is_there(parts, name):
 def test_cells_of_a_row_differ_in_the_method_alone(parts, grid, tmp_path):
     """Equal data, order, budget and start: all that is not the method's is the same in every command."""
     place = place_of(parts, grid, tmp_path)
-    own = {"--method", "--teacher", "--output_dir", "--model", "--student", "--inherit"}
-    terms = ("--selection_", "--lapd_", "--agfd_")  # options of a method
+    own = {"--method", "--teacher", "--output_dir", "--model", "--student"}
+    terms = ("selection_", "lapd_", "agfd_")
     cells = [cell for cell in grid.cells(["bccd", "d_fine", "1"]) if "[" not in cell.method]
     found = set()
     for cell in cells:
         words = list(place.task(cell).command[1:])
         options = dict(zip(words[::2], words[1::2], strict=True))
-        shared = {name: value for name, value in options.items() if name not in own and not name.startswith(terms)}
-        found.add(tuple(sorted(shared.items())))
+        flags = grid.methods[cell.method].flags
+        assert all(name.startswith(terms) or name == "inherit" for name in flags)
+        left_out = own | {f"--{name}" for name in flags}
+        found.add(tuple(sorted((name, value) for name, value in options.items() if name not in left_out)))
         start = options.get("--model") or options["--student"]
         assert start.endswith("d_fine_nano_half.json")
         is_random = "--model" in options or options.get("--inherit") == "false"
