@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from builders_coco import coco
 from builders_data import annotation, coco_content, write_coco
-from builders_formats import CLASSES, LAYOUTS, PICTURES, coco, encoded, put, put_images
+from builders_formats import CLASSES, PICTURES, encoded, put, put_images
+from builders_layouts import LAYOUTS
 from qskd.data.formats.coco import CocoSource, load_coco, without_root
 from qskd.data.sources import open_source
 from qskd.errors import DataError

@@ -6,7 +6,8 @@ import pytest
 from torch.utils.data import DataLoader
 
 import builders_formats as formats
-from builders_formats import CLASSES, LAYOUTS, PICTURES, Layout, expected, found
+from builders_formats import CLASSES, PICTURES, Layout, expected, found
+from builders_layouts import LAYOUTS
 from qskd.data.batch import collate
 from qskd.data.dataset import DetectionDataset
 from qskd.data.formats.hub import HubSource

@@ -11,18 +11,9 @@ from datasets import ClassLabel, Dataset, Image, Value
 from PIL.Image import Exif as ExifData
 from PIL.Image import fromarray as picture_of
 
-from builders_formats import (
-    CLASSES,
-    LAYOUTS,
-    class_label,
-    encoded,
-    hub_dataset,
-    hub_features,
-    hub_rows,
-    put,
-    put_images,
-    value,
-)
+from builders_formats import CLASSES, encoded, put, put_images
+from builders_hub import class_label, hub_dataset, hub_features, hub_rows, value
+from builders_layouts import LAYOUTS
 from qskd.cli import main
 from qskd.data.formats.hub import HubSource
 from qskd.data.images import read_image

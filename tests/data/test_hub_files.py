@@ -9,7 +9,8 @@ import datasets
 import pytest
 from datasets import Dataset
 
-from builders_formats import class_label, encoded, hub_dataset, hub_features, put, value
+from builders_formats import encoded, put
+from builders_hub import class_label, hub_dataset, hub_features, value
 from qskd.data.formats.hub import HubSource
 from qskd.data.sources import open_source
 from qskd.errors import DataError

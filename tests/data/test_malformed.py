@@ -16,8 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from builders_formats import CLASSES, PICTURES, coco, put, put_images, put_labels, put_yaml, voc_page, yolo_line
-from builders_formats import LAYOUTS as ALL
+from builders_coco import coco
+from builders_formats import CLASSES, PICTURES, put, put_images
+from builders_layouts import LAYOUTS as ALL
+from builders_voc import voc_page
+from builders_yolo import put_labels, put_yaml, yolo_line
 from qskd.data.sources import open_source
 from qskd.errors import QskdError
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from builders_formats import put, put_yaml
+from builders_formats import put
+from builders_yolo import put_yaml
 from qskd.data.images import check_image, read_image, upright_size_of
 from qskd.data.sources import open_source
 from qskd.errors import QskdError

@@ -8,8 +8,10 @@ import pytest
 
 import qskd
 from builders_data import write_coco
-from builders_formats import CLASSES, LAYOUTS, expected, found, put, put_images, put_labels, put_yaml
+from builders_formats import CLASSES, expected, found, put, put_images
+from builders_layouts import LAYOUTS
 from builders_runs import NAMES
+from builders_yolo import put_labels, put_yaml
 from qskd.data.formats.layout import canonical, images_below, in_order, locate
 from qskd.data.sources import FORMATS, open_source
 from qskd.errors import ConfigError, DataError

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from builders_formats import CLASSES, LAYOUTS, PICTURES, encoded, expected, found, put, voc_object, voc_page
+from builders_formats import CLASSES, PICTURES, encoded, expected, found, put
+from builders_layouts import LAYOUTS
+from builders_voc import voc_object, voc_page
 from qskd.data.images import check_image
 from qskd.data.index import DetectionIndex
 from qskd.data.sources import open_source

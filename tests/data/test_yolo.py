@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import yaml
 
-from builders_formats import CLASSES, LAYOUTS, PICTURES, encoded, expected, found, put, put_images, put_labels, put_yaml
+from builders_formats import CLASSES, PICTURES, encoded, expected, found, put, put_images
+from builders_layouts import LAYOUTS
+from builders_yolo import put_labels, put_yaml
 from qskd.data.formats.yolo import YoloSource
 from qskd.data.formats.yolo_folders import label_file
 from qskd.data.index import DetectionIndex
