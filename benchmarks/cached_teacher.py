@@ -10,7 +10,7 @@ from timing import interleaved
 from transformers import ConditionalDetrConfig, ResNetConfig
 
 from qskd.data.batch import Batch, Targets
-from qskd.distiller import Distiller, TeacherSide
+from qskd.distiller import Distiller
 from qskd.labels import LabelMap
 from qskd.lessons.cache import CacheContent, TeacherCache, write_index
 from qskd.lessons.cached_teacher import CachedTeacher
@@ -21,6 +21,7 @@ from qskd.losses.presets import build_terms, resolve
 from qskd.losses.set_prediction import SetPredictionLoss
 from qskd.models.adapter import DetrAdapter, Need
 from qskd.models.loading import as_teacher, new_model
+from qskd.teacher import TeacherSide
 
 _BATCH, _OBJECTS, _CLASSES = 8, 10, 80
 

@@ -19,13 +19,14 @@ from torch import nn
 from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
 
 from qskd.data.batch import Batch, Targets
-from qskd.distiller import Distiller, TeacherSide
+from qskd.distiller import Distiller
 from qskd.evaluation.coco_map import CocoEvaluator
 from qskd.labels import LabelMap
 from qskd.losses.presets import build_terms, resolve
 from qskd.models.adapter import DetrAdapter
 from qskd.models.families import adapter_class
 from qskd.models.loading import as_teacher
+from qskd.teacher import TeacherSide
 
 _CLASSES = 80
 _RESNET_18 = {"depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512], "layer_type": "basic"}

@@ -20,7 +20,7 @@ from transformers import ConditionalDetrConfig, ResNetConfig
 
 from qskd.data.batch import Batch, Targets
 from qskd.data.transforms import ImageSize
-from qskd.distiller import Distiller, TeacherSide
+from qskd.distiller import Distiller
 from qskd.labels import LabelMap
 from qskd.losses.presets import build_terms, resolve
 from qskd.losses.set_prediction import SetPredictionLoss
@@ -28,6 +28,7 @@ from qskd.models.adapter import DetrAdapter
 from qskd.models.folding import channels_last, inference_engine
 from qskd.models.loading import as_teacher, load_model, new_model
 from qskd.models.processors import save_model
+from qskd.teacher import TeacherSide
 
 NAMES = [str(number) for number in range(80)]
 Surroundings = Callable[[], AbstractContextManager[object]]

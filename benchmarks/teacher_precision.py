@@ -27,7 +27,6 @@ from step import folded
 from qskd.data.batch import Batch, collate
 from qskd.data.index import DetectionIndex
 from qskd.data.transforms import ImageSize
-from qskd.distiller import TeacherSide
 from qskd.labels import LabelMap
 from qskd.losses.term import Lesson
 from qskd.models.adapter import DetrAdapter
@@ -37,6 +36,7 @@ from qskd.runs.evaluating import evaluate_adapter
 from qskd.runs.options import SourceOptions
 from qskd.selection.assignment import assign
 from qskd.selection.groups import GroupQuerySelection, Role
+from qskd.teacher import TeacherSide
 
 Surroundings = Callable[[], AbstractContextManager[object]]
 

@@ -10,7 +10,7 @@ from builders_runs import NAMES, tiny_run
 from qskd.data.dataset import DetectionDataset
 from qskd.data.sources import open_source
 from qskd.data.transforms import Augmentation, ImageSize, build_transform
-from qskd.distiller import Distiller, TeacherSide
+from qskd.distiller import Distiller
 from qskd.labels import LabelMap
 from qskd.losses.presets import build_terms, resolve
 from qskd.losses.set_prediction import SetPredictionLoss
@@ -18,6 +18,7 @@ from qskd.models.adapter import DetrAdapter
 from qskd.models.families import adapter_class
 from qskd.models.loading import as_teacher
 from qskd.models.processors import save_model
+from qskd.teacher import TeacherSide
 from qskd.trainer import DistillationConfig, DistillationTrainer
 
 CLASSES: dict[str, Any] = {

@@ -11,7 +11,7 @@ import builders
 from builders import image_of, random_batch
 from builders_deformable import joined_batch
 from qskd.data.batch import Batch, Targets
-from qskd.distiller import Distiller, StepTotals, TeacherSide, Teaching
+from qskd.distiller import Distiller, StepTotals
 from qskd.labels import LabelMap
 from qskd.losses.presets import build_terms, resolve
 from qskd.losses.set_prediction import SetPredictionLoss
@@ -21,6 +21,7 @@ from qskd.models.families import adapter_class
 from qskd.models.loading import as_teacher
 from qskd.selection.assignment import match_to_targets
 from qskd.selection.groups import GroupQuerySelection
+from qskd.teacher import TeacherSide, Teaching
 
 NAMES = ["ant", "bee", "cat", "dog", "elk"]
 DISTILLED = ("lapd", "agfd")

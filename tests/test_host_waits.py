@@ -8,7 +8,7 @@ import torch
 from builders import batch_for
 from builders_syncs import HostWaits
 from builders_trainer import adapter_of
-from qskd.distiller import Distiller, TeacherSide
+from qskd.distiller import Distiller
 from qskd.labels import LabelMap
 from qskd.losses.attention_guided_feature import query_weights
 from qskd.losses.presets import build_terms, resolve
@@ -16,6 +16,7 @@ from qskd.losses.set_prediction import SetPredictionLoss
 from qskd.models import host
 from qskd.models.loading import as_teacher
 from qskd.selection.groups import GroupQuerySelection
+from qskd.teacher import TeacherSide
 
 MATCHING = "selection/assignment.py"
 OWN_LOSS = "models/families/"

@@ -1,30 +1,21 @@
-"""The student with everything that is trained beside it, and the teacher that stays outside.
+"""The student's half of a step: the student with everything that is trained beside it, and what losses are divided by.
 
-Two halves of a step, in two classes. ``TeacherSide`` runs without gradient on every micro-batch of an optimiser step
-before any of them is learnt from, so that all normalisers are known. ``Distiller`` is the one module that is wrapped,
-optimised and checkpointed.
+``Distiller`` is the one module that is wrapped, optimised and checkpointed. The teacher's half is in ``teacher.py``.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from qskd.data.batch import Batch, Targets
-from qskd.labels import LabelMap
 from qskd.losses.set_prediction import SetPredictionLoss
-from qskd.losses.term import Lesson, Prepared, StudentAnswer, Term
-from qskd.models.adapter import DetrAdapter, Need, Reading
-from qskd.models.host import constant
-from qskd.models.relabel import known_targets, to_student_classes
-from qskd.models.view import DetrView
+from qskd.losses.term import Prepared, Term
+from qskd.models.adapter import DetrAdapter, Reading
 from qskd.selection.assignment import match_to_targets
-from qskd.selection.confident import confident, drawn
-from qskd.selection.groups import GroupQuerySelection, matched_object
+from qskd.teacher import Teaching, Unlabeled
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,131 +66,6 @@ class StepTotals:
             amounts = list((flat[4:] / world).tensor_split(ends[:-1])) if amounts else []
         terms = dict(zip(names, amounts, strict=True))
         return cls(max(boxes, 1.0) / world, images / world, pairs / world, terms, is_last)
-
-
-@dataclass(frozen=True, slots=True)
-class Teaching:
-    """The teacher's side of one micro-batch."""
-
-    lesson: Lesson
-    columns: Tensor | None  # [B, N'] which object each lesson object is; None: the batch's own objects
-    prepared: Mapping[str, Prepared]
-    student_content: Tensor | None = None  # [B, 2] see ``StudentAnswer.content``
-
-    def answer_of(self, view: DetrView, match: Tensor) -> StudentAnswer:
-        """A student's side of the same micro-batch; ``match`` [L, B, N] is with all objects of the batch."""
-        if self.columns is None:
-            return StudentAnswer(view, match, content=self.student_content)
-        taken = matched_object(match, view.num_queries) >= 0
-        match = match.gather(2, self.columns.expand(match.shape[0], -1, -1))  # [L, B, N']
-        match = match.masked_fill(~self.lesson.targets.is_object, -1)
-        return StudentAnswer(view, match, taken, self.student_content)
-
-
-@dataclass(frozen=True, slots=True)
-class Unlabeled:
-    """A micro-batch of images without annotations, in which the teacher's detections stand in for objects."""
-
-    batch: Batch  # its targets are all confident detections: what distillation looks at
-    detected: Batch | None  # the same images for the student's detection loss; None leaves that loss out
-    teaching: Teaching
-
-
-class Teacher(Protocol):
-    """Whatever turns batches into lessons."""
-
-    def to(self, device: torch.device) -> None:
-        """Give lessons on this device from now on."""
-
-    def teach(self, batch: Batch) -> Teaching:
-        """The teacher's side of one micro-batch."""
-
-    def label(self, batch: Batch, threshold: float, *, sample: torch.Generator | None) -> Unlabeled:
-        """The same for images without annotations, see ``TeacherSide.label``."""
-
-
-class TeacherSide:
-    """A frozen teacher that turns batches into lessons. Not a module: nothing of it is trained or saved.
-
-    Args:
-        adapter: the teacher, in eval mode and frozen.
-        label_map: from the student's classes to the teacher's.
-        selection: Group Query Selection, run on the teacher's queries.
-        terms: the distillation terms by name; only their ``prepare`` is used here.
-        precision: what the model computes in: "float32" and "bfloat16" whatever autocast surrounds it; None goes with
-            what surrounds it.
-    """
-
-    def __init__(
-        self,
-        adapter: DetrAdapter,
-        label_map: LabelMap,
-        selection: GroupQuerySelection,
-        terms: Mapping[str, Term],
-        precision: Literal["float32", "bfloat16"] | None = None,
-    ) -> None:
-        self.adapter = adapter
-        self.label_map = label_map
-        self.selection = selection
-        self.terms = terms
-        self.precision = precision
-        self._needs_attention = any(Need.ATTENTION in term.needs for term in terms.values())
-
-    def to(self, device: torch.device) -> None:
-        """Move the teacher."""
-        self.adapter.model.to(device)
-
-    @torch.no_grad()
-    def teach(self, batch: Batch) -> Teaching:
-        """The teacher's view, groups and every term's preparation for one micro-batch."""
-        return self._prepared(self.read(batch, capture_attention=self._needs_attention))
-
-    @torch.no_grad()
-    def label(self, batch: Batch, threshold: float, *, sample: torch.Generator | None) -> Unlabeled:
-        """The same for images without annotations: the teacher's confident detections stand in for the objects.
-
-        Args:
-            batch: its targets are not looked at.
-            threshold: of scores, in (0, 1); less sure detections are no objects.
-            sample: draws (on the CPU) which detections take part in the student's detection loss, each with a
-                probability that is its score: the expected loss is that of a label as soft as the teacher is sure. None
-                leaves that loss out.
-        """
-        view = self._view(batch, capture_attention=self._needs_attention)
-        targets, scores = confident(view, threshold)
-        labelled = replace(batch, targets=targets)
-        detected = replace(batch, targets=drawn(targets, scores, sample)) if sample is not None else None
-        return Unlabeled(labelled, detected, self._prepared(self._read(view, labelled)))
-
-    @torch.no_grad()
-    def read(self, batch: Batch, *, capture_attention: bool) -> Teaching:
-        """The teacher's view, with its attention if asked for, and its groups; nothing is prepared."""
-        return self._read(self._view(batch, capture_attention=capture_attention), batch)
-
-    def _view(self, batch: Batch, *, capture_attention: bool) -> DetrView:
-        with self._computing(batch.pixels.device.type):
-            reading = self.adapter.read(batch.for_teacher(), capture_attention=capture_attention)
-        return to_student_classes(reading.view, self.label_map)
-
-    def _computing(self, device: str) -> AbstractContextManager[object]:
-        if self.precision is None:
-            return nullcontext()
-        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
-
-    def _prepared(self, read: Teaching) -> Teaching:
-        """With what the terms need, and free of the tensors captured for attention."""
-        lesson = read.lesson
-        prepared = {name: term.prepare(lesson) for name, term in self.terms.items()}
-        return replace(read, lesson=replace(lesson, view=lesson.view.without_attention()), prepared=prepared)
-
-    def _read(self, view: DetrView, batch: Batch) -> Teaching:
-        known = constant(self.label_map.known, view.logits.device, torch.bool)
-        targets, columns = known_targets(batch.targets, known, all(self.label_map.known))
-        groups = self.selection(view, targets, self.adapter.match_costs)
-        others = None if columns is None else batch.targets.is_object.sum(1) - targets.is_object.sum(1)
-        own = batch.teacher_images
-        lesson = Lesson(view, groups, targets, known, others, own.content if own is not None else None)
-        return Teaching(lesson, columns, {}, batch.content if own is not None else None)
 
 
 class Distiller(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from builders import MODELS, NUM_CLASSES, random_batch
 from qskd.data.batch import Batch
-from qskd.distiller import Distiller, StepTotals, TeacherSide, Teaching
+from qskd.distiller import Distiller, StepTotals
 from qskd.errors import ConfigError
 from qskd.labels import LabelMap
 from qskd.losses.presets import MethodSettings, build_terms, resolve
@@ -19,6 +19,7 @@ from qskd.models.families import FAMILIES, adapter_class
 from qskd.models.fingerprints import weights_fingerprint
 from qskd.models.initialising import initialise_detector
 from qskd.models.loading import as_teacher
+from qskd.teacher import TeacherSide, Teaching
 
 TEACHER_NAMES = {index: f"class {index}" for index in range(NUM_CLASSES)}
 STUDENT_NAMES = ["class 3", "class 0", "class 1", "class 4", "new"]  # another order, and one the teacher lacks

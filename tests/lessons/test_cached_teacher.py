@@ -9,7 +9,7 @@ import torch
 
 from builders import MODELS, image_of, random_batch, size_for, stop_leaks_from_padding
 from qskd.data.batch import Batch, Images, Targets
-from qskd.distiller import Distiller, TeacherSide, Teaching
+from qskd.distiller import Distiller
 from qskd.errors import CheckpointError, ConfigError
 from qskd.labels import LabelMap
 from qskd.lessons.cached_teacher import CachedTeacher
@@ -20,6 +20,7 @@ from qskd.losses.set_prediction import SetPredictionLoss
 from qskd.models.adapter import DetrAdapter, Need
 from qskd.models.families import adapter_class
 from qskd.models.loading import as_teacher
+from qskd.teacher import TeacherSide, Teaching
 
 METHODS = [name for name, settings in PRESETS.items() if settings.lapd.weight or settings.agfd.weight]
 EXACT = {"rtol": 2e-6, "atol": 1e-6}

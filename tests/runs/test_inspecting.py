@@ -15,7 +15,6 @@ import qskd
 from builders_runs import NAMES, edited, without_objects
 from qskd.data.batch import collate
 from qskd.data.transforms import ImageSize
-from qskd.distiller import TeacherSide
 from qskd.errors import CheckpointError, ConfigError, DataError, LabelMapError
 from qskd.labels import LabelMap
 from qskd.losses.attention_guided_feature import query_weights
@@ -31,6 +30,7 @@ from qskd.runs.inspecting import InspectOptions, inspect
 from qskd.runs.options import MethodOptions, PairOptions, SourceOptions
 from qskd.selection.assignment import match_to_targets
 from qskd.selection.groups import GroupQuerySelection, Role
+from qskd.teacher import TeacherSide
 
 SIZE = ImageSize(square=64)
 LARGER = 96  # torch refuses a group norm over the single cell that tiny Deformable DETRs have at 64 pixels

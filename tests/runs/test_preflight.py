@@ -7,7 +7,7 @@ import torch
 
 from builders_runs import NAMES, edited, without_objects
 from builders_trainer import adapter_of, dataset, trainer_of
-from qskd.distiller import Distiller, TeacherSide
+from qskd.distiller import Distiller
 from qskd.errors import PreflightError
 from qskd.labels import LabelMap
 from qskd.losses.presets import MethodSettings, build_terms, resolve
@@ -15,6 +15,7 @@ from qskd.losses.set_prediction import SetPredictionLoss
 from qskd.models.loading import as_teacher
 from qskd.runs import preflight
 from qskd.runs.preflight import Preflight, TermCheck, check_teacher, check_terms, sample_batch, time_step
+from qskd.teacher import TeacherSide
 
 KNOWN = [True] * len(NAMES)
 

@@ -13,10 +13,10 @@ from builders_runs import tiny_run
 from builders_trainer import adapter_of
 from qskd.data.batch import Batch, collate
 from qskd.data.transforms import Augmentation, DetectionTransform, ImageSize
-from qskd.distiller import TeacherSide
 from qskd.errors import ConfigError
 from qskd.runs import building, image_sizes
 from qskd.runs.options import DataOptions, PairOptions
+from qskd.teacher import TeacherSide
 
 SMALL, LARGE = ImageSize(square=64), ImageSize(square=128)
 TEACHER = Path(qskd.__file__).parent / "assets" / "demo_teacher"

@@ -15,7 +15,7 @@ from builders_runs import tiny_run
 from builders_views import random_view
 from qskd.data.transforms import Augmentation, ImageSize, build_transform
 from qskd.data.unlabeled import EndlessSampler, UnlabeledDataset, open_unlabeled, unlabeled_loader
-from qskd.distiller import Distiller, TeacherSide
+from qskd.distiller import Distiller
 from qskd.errors import ConfigError, DataError
 from qskd.labels import LabelMap
 from qskd.losses.presets import build_terms, resolve
@@ -24,6 +24,7 @@ from qskd.models.families import adapter_class
 from qskd.models.loading import as_teacher
 from qskd.models.view import DetrView
 from qskd.selection.confident import confident
+from qskd.teacher import TeacherSide
 
 TEACHER = Path(qskd.__file__).parent / "assets" / "demo_teacher"
 

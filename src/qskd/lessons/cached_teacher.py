@@ -6,7 +6,6 @@ from dataclasses import replace
 import torch
 
 from qskd.data.batch import Batch, Targets
-from qskd.distiller import Teaching, Unlabeled
 from qskd.errors import CheckpointError, ConfigError
 from qskd.labels import LabelMap
 from qskd.lessons.cache import TeacherCache
@@ -16,6 +15,7 @@ from qskd.models.host import constant, sent
 from qskd.models.relabel import known_targets
 from qskd.models.view import DetrView
 from qskd.selection.groups import QueryGroups
+from qskd.teacher import Teaching, Unlabeled
 
 _MOVED = 1e-4  # a box, as a fraction of the image: more than rounding on another machine
 

@@ -19,13 +19,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from qskd.distiller import Teaching
 from qskd.losses.attention_guided_feature import query_weights
 from qskd.losses.query_rows import listed
 from qskd.models import host
 from qskd.models.adapter import Need
 from qskd.models.view import DetrView
 from qskd.selection.groups import QueryGroups, Role
+from qskd.teacher import Teaching
 
 Record = dict[str, Tensor]
 

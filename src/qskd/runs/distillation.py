@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from qskd.data.dataset import DetectionDataset
-from qskd.distiller import Distiller, Teacher
+from qskd.distiller import Distiller
 from qskd.losses.presets import MethodSettings, build_terms, options_of
 from qskd.models.fingerprints import weights_fingerprint
 from qskd.models.processors import in_words
@@ -17,6 +17,7 @@ from qskd.runs import building, preflight
 from qskd.runs.given_teacher import GivenTeacher
 from qskd.runs.options import PairOptions
 from qskd.runs.training import Job, RunResult, loading_processes, plain_size
+from qskd.teacher import Teacher
 from qskd.trainer import DistillationConfig, UnlabeledImages
 
 

@@ -10,7 +10,6 @@ from accelerate import PartialState
 from qskd.data.dataset import DetectionDataset
 from qskd.data.index import DetectionIndex
 from qskd.data.transforms import ImageSize
-from qskd.distiller import Teacher, TeacherSide
 from qskd.evaluation.kept import KeptDetections
 from qskd.labels import LabelMap
 from qskd.lessons.facts import TeacherFacts
@@ -22,6 +21,7 @@ from qskd.models.fingerprints import reading_of, weights_fingerprint
 from qskd.models.folding import inference_engine
 from qskd.runs.evaluating import evaluate_keeping
 from qskd.runs.training import measured_cost, one_image
+from qskd.teacher import Teacher, TeacherSide
 
 
 class GivenTeacher(Protocol):

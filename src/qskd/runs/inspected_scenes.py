@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from qskd.data.batch import Batch
-from qskd.distiller import TeacherSide, Teaching
 from qskd.losses.attention_guided_feature import AttentionGuidedFeature, query_weights
 from qskd.losses.local_alignment_prediction import LocalAlignmentPrediction
 from qskd.models.adapter import DetrAdapter
@@ -16,6 +15,7 @@ from qskd.models.view import DetrView
 from qskd.reporting.query_scene import Array, Pairs, Scene
 from qskd.runs.inspected_images import InspectedImages
 from qskd.selection.assignment import match_to_targets
+from qskd.teacher import TeacherSide, Teaching
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from transformers import set_seed
 
 from qskd.data.index import DetectionIndex
 from qskd.data.transforms import ImageSize
-from qskd.distiller import TeacherSide
 from qskd.errors import ConfigError
 from qskd.files import make_folder
 from qskd.labels import LabelMap
@@ -27,6 +26,7 @@ from qskd.runs.options import MethodOptions, PairOptions, SourceOptions
 from qskd.runs.starting import make_student
 from qskd.selection.foreground import Foreground
 from qskd.selection.statistics import Numbers, QueryStatistics
+from qskd.teacher import TeacherSide
 
 _DATA = ("data", "train_annotations", "train_images", "val_annotations", "val_images")
 _SEED = 0  # of the random weights of a student that has none

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from qskd.data.batch import Batch, collate
 from qskd.data.dataset import DetectionDataset
-from qskd.distiller import Distiller, StepTotals, Teacher, Teaching
+from qskd.distiller import Distiller, StepTotals
 from qskd.errors import PreflightError
 from qskd.evaluation.kept import KeptDetections
 from qskd.labels import LabelMap
 from qskd.reporting.tables import duration, percent
 from qskd.runs.building import evenly
+from qskd.teacher import Teacher, Teaching
 
 _OF_FEATURES = ("agfd", "feature")
 TEACHER_IMAGES = 200

@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader
 
 from qskd.data.batch import Sample, collate
 from qskd.data.dataset import DetectionDataset
-from qskd.distiller import TeacherSide
 from qskd.errors import ConfigError
 from qskd.lessons.record import Record, records_of
 from qskd.models.adapter import Need
 from qskd.runs.options import CacheOptions
+from qskd.teacher import TeacherSide
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from transformers import set_seed
 from qskd.data.batch import Batch, Targets
 from qskd.data.dataset import DetectionDataset
 from qskd.data.transforms import ImageSize
-from qskd.distiller import Distiller, Teacher
+from qskd.distiller import Distiller
 from qskd.errors import ConfigError
 from qskd.evaluation.cost import cost_of
 from qskd.losses.set_prediction import SetPredictionLoss
@@ -31,6 +31,7 @@ from qskd.runs.folder import RunFolder, changed_options, environment
 from qskd.runs.options import DataOptions, TrainOptions
 from qskd.runs.processes import on_this_machine
 from qskd.runs.starting import start_of
+from qskd.teacher import Teacher
 from qskd.trainer import DistillationConfig, DistillationTrainer, UnlabeledImages, checkpoints
 
 _PICTURES = 4  # validation images shown in TensorBoard at each evaluation

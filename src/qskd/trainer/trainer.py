@@ -16,12 +16,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from qskd.data.batch import Batch, collate
 from qskd.data.dataset import DetectionDataset
-from qskd.distiller import Distiller, StepTotals, Teacher, Teaching, Unlabeled
+from qskd.distiller import Distiller, StepTotals
 from qskd.errors import NonFiniteLoss
 from qskd.evaluation.coco_map import CocoEvaluator
 from qskd.evaluation.streaming import evaluate_detector
 from qskd.files import whole_folder
 from qskd.models.adapter import DetrAdapter
+from qskd.teacher import Teacher, Teaching, Unlabeled
 from qskd.trainer import checkpoints, failures
 from qskd.trainer.callbacks import AverageCallback, Console, DataEpoch, EarlyStopping, MetricsFile
 from qskd.trainer.config import DistillationConfig

@@ -8,7 +8,7 @@ import torch
 
 from qskd.data.batch import Batch
 from qskd.data.unlabeled import UnlabeledDataset, unlabeled_loader
-from qskd.distiller import Teacher, Unlabeled
+from qskd.teacher import Teacher, Unlabeled
 from qskd.trainer.config import DistillationConfig
 from qskd.trainer.interruptions import shield
 
