@@ -60,6 +60,18 @@ class MethodSettings:
     lapd: LapdSettings = field(default_factory=LapdSettings)
     agfd: AgfdSettings = field(default_factory=AgfdSettings)
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights of the terms in use, by their names in ``TERMS``."""
+        feature = "agfd" if self.agfd.mask == "attention" else "feature"
+        weights = {"lapd": self.lapd.weight, feature: self.agfd.weight}
+        return {name: weight for name, weight in weights.items() if weight}
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What these terms need of a teacher."""
+        return frozenset(need for name in self.weights for need in TERMS[name].needs)
+
 
 class DetrFacts(Protocol):
     """What a term has to know of a model before it has read anything; every adapter knows it."""
@@ -168,13 +180,12 @@ def build_terms(
         ConfigError: student and teacher have no memory level of the same stride.
     """
     built: dict[str, tuple[Term, float]] = {}
-    if settings.lapd.weight:
-        _check_needs("lapd", student, teacher)
-        built["lapd"] = (_build_lapd(settings, student), settings.lapd.weight)
-    if settings.agfd.weight:
-        name = "agfd" if settings.agfd.mask == "attention" else "feature"
+    for name, weight in settings.weights.items():
         _check_needs(name, student, teacher)
-        built[name] = (_build_feature(name, settings.agfd, student, teacher, begins_alike), settings.agfd.weight)
+        if name == "lapd":
+            built[name] = (_build_lapd(settings, student), weight)
+        else:
+            built[name] = (_build_feature(name, settings.agfd, student, teacher, begins_alike), weight)
     return built
 
 

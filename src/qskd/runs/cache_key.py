@@ -8,19 +8,11 @@ import numpy as np
 
 from qskd.data.index import DetectionIndex
 from qskd.data.transforms import ImageSize
-from qskd.losses import TERMS
 from qskd.losses.presets import MethodSettings, options_of
-from qskd.models.adapter import DetrAdapter, Need
+from qskd.models.adapter import DetrAdapter
 from qskd.models.fingerprints import configuration_fingerprint, weights_fingerprint
 from qskd.runs import building, image_sizes
 from qskd.runs.options import CacheOptions, DataOptions
-
-
-def needs_of(settings: MethodSettings) -> frozenset[Need]:
-    """What a method's terms need of a teacher."""
-    feature = TERMS["agfd"] if settings.agfd.mask == "attention" else TERMS["feature"]
-    terms = [(settings.lapd.weight, TERMS["lapd"]), (settings.agfd.weight, feature)]
-    return frozenset(need for weight, term in terms if weight for need in term.needs)
 
 
 def teacher_key(teacher: DetrAdapter) -> dict[str, Any]:

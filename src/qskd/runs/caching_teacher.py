@@ -9,7 +9,7 @@ from qskd.errors import ConfigError
 from qskd.labels import LabelMap
 from qskd.models.loading import as_teacher
 from qskd.runs import building
-from qskd.runs.cache_key import cached_sizes, data_key, needs_of, selection_key, sizes_as_options, teacher_key
+from qskd.runs.cache_key import cached_sizes, data_key, selection_key, sizes_as_options, teacher_key
 from qskd.runs.caching_pass import Cached, Pass
 from qskd.runs.caching_progress import continuable
 from qskd.runs.given_teacher import LoadedTeacher
@@ -34,7 +34,7 @@ def cache_teacher(options: CacheOptions, data: DataOptions, method: MethodOption
     assert options.teacher is not None
     assert options.output_dir is not None
     settings = method.settings()
-    needs = needs_of(settings)
+    needs = settings.needs
     splits = building.open_splits(data)
     plain = as_teacher(
         building.open_model(

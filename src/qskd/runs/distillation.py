@@ -40,8 +40,7 @@ class Distillation(Job):
     @property
     def is_teaching(self) -> bool:
         """Whether a training step asks the teacher anything; `--method none` only measures it."""
-        weights = (self.settings.lapd.weight, self.settings.agfd.weight)
-        return any(weights) or self.pair.unlabeled is not None
+        return bool(self.settings.weights) or self.pair.unlabeled is not None
 
     def _teachers_size(self) -> str:
         return "" if self.teacher.size == self.size else f"; for the teacher {in_words(self.teacher.size)}"

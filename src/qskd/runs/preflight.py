@@ -21,11 +21,11 @@ from qskd.distiller import Distiller, StepTotals
 from qskd.errors import PreflightError
 from qskd.evaluation.kept import KeptDetections
 from qskd.labels import LabelMap
+from qskd.models.adapter import Need
 from qskd.reporting.tables import duration, percent
 from qskd.runs.building import evenly
 from qskd.teacher import Teacher, Teaching
 
-_OF_FEATURES = ("agfd", "feature")
 TEACHER_IMAGES = 200
 """Validation images on which the teacher is measured."""
 
@@ -130,8 +130,9 @@ def check_terms(
             checks.append(TermCheck("detection", *_value_and_gradient(distiller, batch, totals, None, None)))
         for name in distiller.terms:
             checks.append(TermCheck(name, *_value_and_gradient(distiller, batch, totals, teaching, name)))
+    of_memory = [name for name, term in distiller.terms.items() if Need.MEMORY in term.needs]
     for check in checks:
-        _judge(check, same_weights or (begins_alike and check.name in _OF_FEATURES))
+        _judge(check, same_weights or (begins_alike and check.name in of_memory))
     return checks
 
 

@@ -20,7 +20,7 @@ from qskd.losses.presets import MethodSettings
 from qskd.losses.term import Term
 from qskd.models.adapter import DetrAdapter
 from qskd.runs import building, image_sizes
-from qskd.runs.cache_key import data_key, needs_of, selection_key, teacher_key
+from qskd.runs.cache_key import data_key, selection_key, teacher_key
 from qskd.runs.cache_pixels import thumbnails
 from qskd.runs.options import DataOptions, PairOptions
 from qskd.runs.training import plain_size
@@ -42,7 +42,7 @@ def open_recorded(
         CheckpointError: there is no finished cache, it is damaged, or was made for something else.
     """
     assert pair.teacher_cache is not None
-    needs = needs_of(settings)
+    needs = settings.needs
     cache = TeacherCache.open(Path(pair.teacher_cache).expanduser(), needs)
     key = teacher_key(teacher) if teacher is not None else _asked_of_teacher(pair)
     key |= data_key(splits, data) | selection_key(settings)
