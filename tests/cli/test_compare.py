@@ -41,6 +41,7 @@ def test_latency_is_measured_unless_that_is_switched_off(tmp_path, tiny_folders,
         (["{run}", "--output_dir", "{run}/summary.json/x"], "--output_dir {run}/summary.json/x cannot be made"),
         (["{run}", "--images", "-2"], "--images is -2"),
         (["{run}", "--data", "nowhere"], "'nowhere' is no folder here"),
+        (["{run}", "--val_split", "test"], "--val_split says how to read --data"),
         (["{run}", "--val_images", "x"], "Give --val_annotations and --val_images together"),
     ],
 )

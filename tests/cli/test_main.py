@@ -92,6 +92,37 @@ def test_env_names_versions_and_devices(capsys):
     assert printed["qskd"] == qskd.__version__
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["env", "--json"], "There is no option '--json'."),
+        (
+            ["check", "DIR", "--data-fromat", "coco"],
+            "no option '--data-fromat'. Did you mean '--data-format'?",
+        ),
+        (["split", "DIR", "--outputdir=x"], "There is no option '--outputdir=x'. Did you mean '--output_dir'?"),
+        (["compare", "RUN", "--output", "x"], "There is no option '--output'. Did you mean '--output_dir'?"),
+        (["models", "--techer", "x"], "There is no option '--techer'. Did you mean '--teacher'?"),
+        (["predict", "MODEL", "INPUT", "--classs", "x"], "There is no option '--classs'. Did you mean '--classes'?"),
+    ],
+)
+def test_an_option_that_does_not_exist_is_refused_with_the_nearest(capsys, arguments, told):
+    assert main(arguments) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_word_too_many_is_refused(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["models", "word"])
+    assert caught.value.code == 2
+    assert "unrecognized arguments: word" in capsys.readouterr().err
+
+
+def test_options_of_every_command_may_be_written_with_hyphens(capsys, tmp_path, scenes):
+    assert main(["split", str(scenes), "--output-dir", str(tmp_path / "out"), "--data-format", "coco"]) == 0
+    assert main(["check", str(tmp_path / "out"), "--no-pixels", "--data-format", "coco"]) == 0
+
+
 def test_the_module_is_the_command_and_help_imports_no_torch():
     script = "import runpy, sys; sys.argv = ['qskd', '--help']\n"
     script += "try: runpy.run_module('qskd', run_name='__main__')\n"

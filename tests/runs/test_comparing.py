@@ -10,7 +10,6 @@ from qskd.errors import ConfigError, DataError
 from qskd.models.fingerprints import weights_fingerprint
 from qskd.models.loading import load_model
 from qskd.runs.comparing import compare
-from qskd.runs.options import DataOptions
 
 
 @pytest.fixture
@@ -99,10 +98,38 @@ def test_without_its_data_a_report_has_no_pictures_but_says_why(tmp_path, tiny_f
 
 def test_data_can_be_named(tmp_path, tiny_folders, scenes):
     run = write_run(tmp_path / "a", model=tiny_folders["rt_detr_student"])
-    made = compare([run], tmp_path / "out", data=DataOptions(data=str(scenes)), images=1)
+    made = compare([run], tmp_path / "out", data=scenes, images=1)
     assert panel_titles(made.html) == ["ground truth", "baseline"]
     with pytest.raises(DataError):
-        compare([run], tmp_path / "out", data=DataOptions(data=str(tmp_path / "nowhere")))
+        compare([run], tmp_path / "out", data=tmp_path / "nowhere")
+
+
+def test_data_that_was_moved_is_read_as_the_run_read_it(tmp_path, tiny_folders, scenes):
+    config = {"data": str(tmp_path / "gone"), "val_split": "train"}
+    runs = [write_run(tmp_path / "a", model=tiny_folders["rt_detr_student"], config=config)]
+    train, val = (len(json.loads(path.read_text())["images"]) for path in _annotation_files(scenes))
+    assert train != val
+    for given, images in (({}, train), ({"val_split": "val"}, val)):
+        made = compare(runs, tmp_path / "out", data=scenes, images=0, latency=False, **given)
+        assert f" {images} images" in made.html.read_text("utf-8"), given
+
+
+def _annotation_files(scenes):
+    return [scenes / "annotations" / f"instances_{split}.json" for split in ("train", "val")]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"dta": "x"}, "There is no option 'dta'"),
+        ({"val_split": "test"}, "give --data, too"),
+        ({"latency": "off"}, "latency is 'off'; give True or False"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(tmp_path, options, told):
+    with pytest.raises(ConfigError, match=told):
+        compare([write_run(tmp_path / "a")], tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_that_is_gone_or_knows_no_class_is_told_and_left_out(tmp_path, scenes, tiny_folders):

@@ -1,11 +1,10 @@
 """`qskd check`."""
 
 import json
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from qskd.cli.parsing import show
+from qskd.cli.parsing import CommandParser, show
 from qskd.data.formats.hub import BOX_FORMATS
 from qskd.data.sources import FORMATS
 from qskd.errors import DataError
@@ -19,7 +18,7 @@ _CLASSES = 30  # shown on the console
 
 def run(arguments: Sequence[str]) -> int:
     """Look at a data set; the exit status says whether it is good."""
-    given = _parser().parse_args(list(arguments))
+    given = _parser().read(arguments)
     if given.json is not None:
         place_for_file(given.json, "--json")
     data = SourceOptions(data=given.data, data_format=given.data_format, box_format=given.box_format)
@@ -48,15 +47,14 @@ def _fix(found: Checked, folder: Path) -> bool:
     return True
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="qskd check",
-        description="Counts and checks a data set. Exit status: 0 good, 1 errors were found, 2 it cannot be read.",
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "check", "Counts and checks a data set. Exit status: 0 good, 1 errors were found, 2 it cannot be read."
     )
     parser.add_argument("data", metavar="DATA", help="Folder, data.yaml, or id of a Hugging Face dataset.")
     parser.add_argument("--data_format", choices=FORMATS, default="auto", help="What it is in, if that is not clear.")
     parser.add_argument("--box_format", choices=BOX_FORMATS, default="xywh", help="Boxes of a Hugging Face dataset.")
-    parser.add_argument("--no-pixels", "--no_pixels", action="store_true", help="Do not decode images: much faster.")
+    parser.add_argument("--no_pixels", action="store_true", help="Do not decode images: much faster.")
     parser.add_argument("--fix", type=Path, metavar="OUT", help="Write a clean copy in COCO's form to this new folder.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="File to write everything to.")
     return parser

@@ -1,12 +1,11 @@
 """`qskd models`."""
 
 import json
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from qskd.cli.parsing import show
+from qskd.cli.parsing import CommandParser, show
 from qskd.errors import ConfigError
 from qskd.files import place_for_file, write_whole
 from qskd.models.families import FAMILIES, adapter_class
@@ -24,7 +23,7 @@ _BACKBONES = {
 
 def run(arguments: Sequence[str]) -> int:
     """Families and published checkpoints; with a teacher, students for it."""
-    given = _parser().parse_args(list(arguments))
+    given = _parser().read(arguments)
     if given.json is not None:
         place_for_file(given.json, "--json")
     if given.teacher is not None and given.family is not None:
@@ -44,10 +43,10 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="qskd models",
-        description="Families that can teach and learn, and their published checkpoints; with --teacher, students.",
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "models",
+        "Families that can teach and learn, and their published checkpoints; with --teacher, students.",
     )
     parser.add_argument("--teacher", metavar="MODEL", help="Hub id, folder or configuration: suggest students for it.")
     parser.add_argument("--family", metavar="TYPE", help=f"One family only: {', '.join(sorted(FAMILIES))}.")

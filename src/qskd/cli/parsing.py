@@ -1,7 +1,8 @@
 """Options from the command line and from ``--config run.yaml``; flags win over the file."""
 
+import itertools
 import json
-from argparse import Action
+from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
@@ -25,6 +26,34 @@ class _Parser(HfArgumentParser):
     def _get_value(self, action: Action, arg_string: str) -> Any:
         """A default that is a text stays as the dataclass has it, so that flags and Python mean the same."""
         return arg_string if arg_string == action.default else super()._get_value(action, arg_string)
+
+
+class CommandParser(ArgumentParser):
+    """For commands with few options: each also with hyphens, an unknown one refused with the nearest, as by ``parse``.
+
+    Positional arguments may stand between options.
+    """
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(prog=f"qskd {command}", description=description, allow_abbrev=False)
+
+    def add_argument(self, *names: Any, **settings: Any) -> Action:
+        """An option by its names, and by these with hyphens."""
+        hyphened = [name.replace("_", "-") for name in names if name.startswith("--")]
+        return super().add_argument(*dict.fromkeys([*names, *hyphened]), **settings)
+
+    def read(self, arguments: Sequence[str]) -> Namespace:
+        """The options by name.
+
+        Raises:
+            ConfigError: an option does not exist.
+            SystemExit: a value cannot be, something is missing, or help was asked for; argparse has said what.
+        """
+        known = [name for action in self._actions for name in action.option_strings]
+        for argument in itertools.takewhile(lambda argument: argument != "--", arguments):
+            if argument.startswith("--") and argument.split("=")[0] not in known:
+                raise ConfigError(_no_option(argument, known))
+        return self.parse_intermixed_args(list(arguments))
 
 
 def parse(command: str, description: str, kinds: Sequence[type], arguments: Sequence[str]) -> tuple[Any, ...]:

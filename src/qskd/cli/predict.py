@@ -1,11 +1,10 @@
 """`qskd predict`."""
 
 import sys
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from typing import Any
 
-from qskd.cli.parsing import show
+from qskd.cli.parsing import CommandParser, show
 from qskd.reporting.tables import duration, text_table
 from qskd.runs.api import predict
 from qskd.runs.predicting import Predicted, PredictOptions
@@ -15,18 +14,15 @@ _NAMED = 20  # files that could not be read, on the console; predictions_info.js
 
 def run(arguments: Sequence[str]) -> int:
     """Look at images and videos; 1 where some could not be read."""
-    given = vars(_parser().parse_intermixed_args(list(arguments)))
+    given = vars(_parser().read(arguments))
     found = predict(given.pop("model"), given.pop("inputs"), **given)
     _show(found, given["pictures"])
     _show_failures(found.failures)
     return 1 if found.failures else 0
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="qskd predict",
-        description="Boxes on images and videos: drawn, and as COCO results (predictions.json).",
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("predict", "Boxes on images and videos: drawn, and as COCO results (predictions.json).")
     parser.add_argument("model", metavar="MODEL", help="Hub id or folder of a trained model, or a run folder.")
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="Images, videos, or folders of them.")
     _option(parser, "output_dir", help="Where everything goes.")
@@ -39,17 +35,16 @@ def _parser() -> ArgumentParser:
     _option(parser, "box_frame", choices=("content", "canvas"), help="What boxes are fractions of in padded images.")
     _option(parser, "device", help="cpu, cuda, cuda:1, ...; by default cuda where there is one.")
     _option(parser, "trust_remote_code", action="store_true", help="Run model code that a hub repository brings.")
-    names = ("--no-pictures", "--no_pictures", "--json_only", "--json-only")
+    names = ("--no_pictures", "--json_only")
     parser.add_argument(*names, dest="pictures", action="store_false", default=True, help="Draw nothing, write JSON.")
     return parser
 
 
-def _option(parser: ArgumentParser, name: str, **settings: Any) -> None:
-    """One flag, with underscores or hyphens; its default is that of ``PredictOptions``."""
+def _option(parser: CommandParser, name: str, **settings: Any) -> None:
+    """One flag; its default is that of ``PredictOptions``."""
     default = PredictOptions.__dataclass_fields__[name].default
-    names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
     settings["help"] += "" if default in (None, False) else " Default: %(default)s."
-    parser.add_argument(*names, dest=name, default=default, **settings)
+    parser.add_argument(f"--{name}", default=default, **settings)
 
 
 def _show(found: Predicted, pictures: bool) -> None:

@@ -1,10 +1,9 @@
 """`qskd split`."""
 
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from qskd.cli.parsing import show
+from qskd.cli.parsing import CommandParser, show
 from qskd.data.formats.hub import BOX_FORMATS
 from qskd.data.sources import FORMATS
 from qskd.errors import ConfigError
@@ -15,7 +14,7 @@ from qskd.runs.splitting import split
 
 def run(arguments: Sequence[str]) -> int:
     """Divide a data set into splits."""
-    given = _parser().parse_args(list(arguments))
+    given = _parser().read(arguments)
     shares = _shares(given.val, given.test)
     data = SourceOptions(data=given.data, data_format=given.data_format, box_format=given.box_format)
     made = split(data, given.output_dir, shares, source_split=given.split, seed=given.seed)
@@ -46,10 +45,10 @@ def _shares(val: float, test: float) -> dict[str, float]:
     return {"train": 1 - val - test, "val": val} | ({"test": test} if test else {})
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="qskd split",
-        description="Divides a data set into train, val and test: the same way each time, every class in every split, "
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "split",
+        "Divides a data set into train, val and test: the same way each time, every class in every split, "
         "images that look alike in one of them.",
     )
     parser.add_argument("data", metavar="DATA", help="Folder, data.yaml, or id of a Hugging Face dataset.")

@@ -1,5 +1,6 @@
 """Finished runs side by side in one report; `qskd compare`."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from qskd.runs.options import SourceOptions
 from qskd.runs.picturing import draw_pictures
 from qskd.runs.reading import Run, name_teachers, open_runs
 from qskd.runs.recalling import find_all, look_closely
+from qskd.runs.recorded_data import moved_data
 from qskd.runs.sitting import Sitter, open_data, sitters_of
 from qskd.runs.timing import time_side_by_side
 
@@ -32,31 +34,39 @@ class Comparison:
 
 
 def compare(
-    runs: Sequence[Path],
-    output_dir: Path,
+    runs: Sequence[str | os.PathLike[str]],
+    output_dir: str | os.PathLike[str] = "comparison",
     *,
-    data: SourceOptions | None = None,
     images: int = 6,
     latency: bool = True,
+    **data: str | os.PathLike[str] | None,
 ) -> Comparison:
     """Write report.html, report.md, report.json and pictures.jpg about finished runs.
 
     Args:
         runs: run folders; one alone is reported by itself.
         output_dir: made if absent; an earlier report there is replaced.
-        data: where the validation images lie; by default where the runs had them.
         images: how many of them to draw detections on, evenly chosen; and as many again where a method gains and
             loses most. 0 for none.
         latency: measure all models in turn on this machine; else the report shows what each run measured at its end.
+        data: where the validation images lie, if not where the runs had them: ``data``, or ``val_annotations`` with
+            ``val_images``. ``val_split``, ``data_format`` and ``box_format`` of ``data`` are those of the first run,
+            unless they are given, too.
 
     Raises:
         ConfigError: a folder holds no finished run, or an option cannot be.
-        DataError: ``data`` was given and cannot be used.
+        DataError: data was given and cannot be used.
+
+    Example:
+        >>> qskd.compare(["runs/plain", "runs/qskd"], "report", data="moved/scenes", latency=False)  # doctest: +SKIP
     """
     output_dir = Path(output_dir)
     if images < 0:
         raise ConfigError(f"--images is {images}; give a number of images, 0 for none.")
-    opened = name_teachers(open_runs(runs))
+    if not isinstance(latency, bool):
+        raise ConfigError(f"latency is {latency!r}; give True or False.")
+    opened = name_teachers(open_runs([Path(run) for run in runs]))
+    moved = moved_data(opened[0].record.config, data)
     make_folder(output_dir, "--output_dir")
     records = [run.record for run in opened]
     sitters = sitters_of(opened)
@@ -64,7 +74,7 @@ def compare(
     speed = time_side_by_side(sitters, notes) if latency else None
     sheet = output_dir / "pictures.jpg"
     sheet.unlink(missing_ok=True)
-    closeup, pictures = _look(opened, sitters, data, images, sheet, notes)
+    closeup, pictures = _look(opened, sitters, moved, images, sheet, notes)
     findings = compare_runs(records, speed=speed, closeup=closeup)
     files = write_report(output_dir, findings, records, pictures)
     return Comparison(
@@ -81,13 +91,13 @@ def compare(
 def _look(
     runs: Sequence[Run],
     sitters: Sequence[Sitter],
-    data: SourceOptions | None,
+    moved: SourceOptions | None,
     images: int,
     sheet: Path,
     notes: list[str],
 ) -> tuple[CloseUp, Pictures]:
     """What the detections on the validation images tell, in numbers and drawn."""
-    index, why = open_data(runs, data)
+    index, why = open_data(runs, moved)
     if index is None:
         notes.append(f"Nothing is said about single detections: {why}")
         return CloseUp(notes=tuple(notes)), Pictures()
