@@ -361,6 +361,7 @@ def test_what_no_resumed_run_may_change(finished, scenes, tiny_folders, tmp_path
         "student's reading": [{"model": wider}, {"box_frame": "canvas"}],
         "training data": [{"data": edited(scenes, tmp_path / "crowd", a_crowd, "train")}],
         "validation data": [{"data": edited(scenes, tmp_path / "other", fewer, "val")}],
+        "best by": [{"metric_for_best_model": "AP50"}],
         "dataloader_drop_last": [{"dataloader_drop_last": True}],
     }
     resumed = {"max_steps": 3, "resume_from_checkpoint": str(finished.folder / "checkpoints" / "checkpoint-2")}

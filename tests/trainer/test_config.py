@@ -1,14 +1,15 @@
 from dataclasses import fields
 
 import pytest
-from transformers import TrainingArguments
+import torch
+from transformers import TrainingArguments, get_scheduler
 
 from qskd.errors import ConfigError
 from qskd.trainer import DistillationConfig
 
 
 def config(folder, **options):
-    return DistillationConfig(output_dir=str(folder), use_cpu=True, **options)
+    return DistillationConfig(**{"output_dir": str(folder), "use_cpu": True} | options)
 
 
 def test_every_training_argument_keeps_its_name(tmp_path):
@@ -92,6 +93,15 @@ def test_what_was_asked_for_is_remembered_as_it_was(tmp_path):
         ({"lr_scheduler_kwargs": {"min_lr": 1}}, "do not fit lr_scheduler_type cosine: "),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_kwargs {} do not fit"),
         ({"early_stopping_patience": 3, "eval_strategy": "no"}, "early_stopping_patience needs evaluations"),
+        (
+            {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "no"},
+            "lr_scheduler_type reduce_lr_on_plateau needs evaluations",
+        ),
+        (
+            {"lr_scheduler_type": "greedy", "lr_scheduler_kwargs": {"mode": "min"}},
+            "lr_scheduler_kwargs has mode min, but AP is better where it is greater",
+        ),
+        ({"output_dir": None}, "--output_dir was not given; it takes a folder for the run."),
     ],
 )
 def test_what_cannot_work_is_refused(tmp_path, options, told):
@@ -103,6 +113,18 @@ def test_what_cannot_work_is_refused(tmp_path, options, told):
 def test_a_mapping_given_as_a_text_is_a_mapping(tmp_path):
     made = config(tmp_path, lr_scheduler_kwargs='{"num_cycles": 1}')
     assert made.given["lr_scheduler_kwargs"] == made.lr_scheduler_kwargs == {"num_cycles": 1}
+
+
+@pytest.mark.parametrize("name", ["reduce_lr_on_plateau", "greedy"])
+def test_a_schedule_that_follows_ap_leaves_the_rate_alone_while_ap_rises(tmp_path, name):
+    made = config(tmp_path, lr_scheduler_type=name, learning_rate=1.0, lr_scheduler_kwargs={"patience": 1})
+    assert made.lr_scheduler_kwargs == {"patience": 1, "mode": "max"}
+    for values, falls in ((range(1, 20), False), (range(20, 1, -1), True)):
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        schedule = get_scheduler(name, optimizer, scheduler_specific_kwargs=made.lr_scheduler_kwargs)
+        for ap in values:
+            schedule.step(ap / 20)
+        assert (optimizer.param_groups[0]["lr"] < 1.0) == falls, falls
 
 
 def test_the_schedules_arguments_are_part_of_what_a_resumed_run_must_keep(tmp_path):

@@ -1,6 +1,8 @@
 """Runs that stop before their last step: what they say and what they leave."""
 
 import errno
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ from transformers import TrainerCallback
 from builders_runs import entries_of
 from builders_trainer import adapter_of, dataset, trainer_of
 from qskd.data.batch import collate
-from qskd.errors import NonFiniteLoss
+from qskd.errors import ConfigError, NonFiniteLoss
+from qskd.trainer.refusing import check_data
 from qskd.trainer.trainer import StepInput
 
 
@@ -146,6 +149,37 @@ def test_a_run_stops_early_when_its_ap_does_not_rise(tmp_path, scenes):
     trainer.train()
     assert len({entry["eval_AP"] for entry in entries_of(tmp_path, "eval_AP")}) == 1
     assert trainer.state.global_step == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "has_val", "told"),
+    [
+        ({"early_stopping_patience": 2, **EVALUATE}, False, "early_stopping_patience goes by AP, but there are no"),
+        (
+            {"lr_scheduler_type": "reduce_lr_on_plateau", **EVALUATE},
+            False,
+            "lr_scheduler_type reduce_lr_on_plateau goes by AP, but there are no validation images with objects",
+        ),
+        (
+            {"dataloader_drop_last": True, "per_device_train_batch_size": 64},
+            True,
+            "dataloader_drop_last drops all 16 training images: 64 make a batch",
+        ),
+    ],
+)
+def test_data_with_which_settings_would_do_nothing_is_refused(tmp_path, scenes, options, has_val, told):
+    with pytest.raises(ConfigError) as caught:
+        trainer_of(tmp_path, scenes, adapter_of("detr"), has_val=has_val, **options)
+    assert told in str(caught.value)
+
+
+def test_what_goes_by_ap_needs_an_image_with_an_object(tmp_path, scenes):
+    options = {"early_stopping_patience": 2, **EVALUATE}
+    trainer = trainer_of(tmp_path, scenes, adapter_of("detr"), **options)
+    check_data(trainer.args, trainer.train_dataset, trainer.eval_dataset)
+    index = replace(trainer.eval_dataset.index, images=())
+    with pytest.raises(ConfigError, match="no validation images with objects"):
+        check_data(trainer.args, trainer.train_dataset, SimpleNamespace(index=index))
 
 
 def test_a_resumed_run_goes_on_counting(tmp_path, scenes):

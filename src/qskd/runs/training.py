@@ -173,6 +173,7 @@ class Job:
         """
         augmentation = {name: getattr(self.data, name) for name in ("flip", "crop", "zoom_out", "photometric")}
         fading = self.config.distillation_schedule
+        best_by = str(self.config.metric_for_best_model).removeprefix("eval_")
         identity = {
             **more,
             "classes": list(self.splits.class_names),
@@ -188,6 +189,7 @@ class Job:
             "freeze batch norm": self.config.freeze_batch_norm or None,
             "backbone weights": self.has_given_backbone or None,
             "distillation schedule": None if fading == "constant" else fading,
+            "best by": None if best_by == "AP" else best_by,  # what best/ holds so far was chosen by it
             "channels last": self.config.channels_last or None,  # the optimiser's state lies as the weights do
             checkpoints.TRAINED: sum(one.requires_grad for one in self.student.model.parameters()),
         }

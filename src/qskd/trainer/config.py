@@ -3,39 +3,15 @@
 import json
 import math
 from dataclasses import dataclass, field, fields
-from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any
 
-import torch
-from transformers import SchedulerType, TrainingArguments, get_scheduler
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from qskd.errors import ConfigError
-from qskd.evaluation.coco_map import CocoMetrics
 from qskd.models.compiling import Compiling
+from qskd.trainer import refusing
 
-_Fading = Literal["constant", "linear", "cosine"]
-_LEAST: dict[str, float] = {
-    "backbone_lr_scale": 0.0,
-    "detection_weight": 0.0,
-    "distillation_warmup_steps": 0,
-    "early_stopping_patience": 0,
-    "gradient_accumulation_steps": 1,
-    "per_device_eval_batch_size": 1,
-    "per_device_train_batch_size": 1,
-    "seed": 0,
-}
-
-_LESS_MEMORY = "is not supported; for less memory try a smaller batch with gradient_accumulation_steps, or bf16."
-_REFUSED = {
-    "activation_checkpointing": _LESS_MEMORY,  # the newer name of the same
-    "auto_find_batch_size": "changes the run behind your back; set per_device_train_batch_size.",
-    "fsdp": "is not supported: a model must fit on one device. Several of them share the images, with torchrun.",
-    "gradient_checkpointing": _LESS_MEMORY,
-    "save_only_model": "would leave checkpoints that cannot be resumed; best/ and last/ are models alone.",
-    "load_best_model_at_end": "is not needed: the best weights are always in <output_dir>/best. Leave it out.",
-}
 _TRAJECTORY = (  # decide what a run learns, so they must stay when it is resumed
     "adam_beta1",
     "adam_beta2",
@@ -59,9 +35,6 @@ _TRAJECTORY = (  # decide what a run learns, so they must stay when it is resume
     "warmup_steps",
     "weight_decay",
 )
-_MANY_STEPS = 10**6  # for a schedule that is made only to see whether it can be
-_PACKAGES = {"azure_ml": "azureml", "comet_ml": "comet_ml"}  # of loggers that are named otherwise
-_METRICS = tuple(entry.name for entry in fields(CocoMetrics) if entry.name.startswith("A"))
 
 
 @dataclass
@@ -101,7 +74,7 @@ class DistillationConfig(TrainingArguments):
     distillation_warmup_steps: int = field(
         default=0, metadata={"help": "Steps over which the distillation terms grow from 0 to their weight."}
     )
-    distillation_schedule: _Fading = field(
+    distillation_schedule: refusing.Fading = field(
         default="constant",
         metadata={"help": "What the distillation terms do after their warm-up: stay, or fade to 0 at the end."},
     )
@@ -129,12 +102,13 @@ class DistillationConfig(TrainingArguments):
         self.greater_is_better = True
         # A NaN must stop the run (NonFiniteLoss), not vanish from the log.
         self.logging_nan_inf_filter = False
-        self._refuse_what_cannot_work()
+        refusing.refuse_what_cannot_work(self)
         self.compiling = self._take_compiling()
-        self._check_loggers()
+        refusing.check_loggers(self)
         super().__post_init__()
-        self._check_schedule()
-        self._check_processes()
+        self.lr_scheduler_kwargs = refusing.settled_schedule(self)
+        refusing.check_schedule(self)
+        refusing.check_processes(self)
         self._settle_copies(self.device.type == "cuda")
         # One process uses one device: nn.DataParallel cannot split a Batch. `torchrun` uses them all.
         self._n_gpu: int = min(int(self.n_gpu), 1)
@@ -177,56 +151,6 @@ class DistillationConfig(TrainingArguments):
         for name in wanted:
             setattr(self, name, None)
         return Compiling(wanted["torch_compile_backend"] or "inductor", wanted["torch_compile_mode"])
-
-    def _check_schedule(self) -> None:
-        """Refuse a schedule that could not be made when training starts."""
-        optimizer = torch.optim.SGD([torch.zeros(1)], lr=self.learning_rate)
-        kwargs = dict(self.lr_scheduler_kwargs or {})
-        try:
-            get_scheduler(self.lr_scheduler_type, optimizer, 0, _MANY_STEPS, scheduler_specific_kwargs=kwargs)
-        except (TypeError, ValueError, KeyError) as error:
-            name = SchedulerType(self.lr_scheduler_type).value
-            raise ConfigError(f"lr_scheduler_kwargs {kwargs} do not fit lr_scheduler_type {name}: {error}") from error
-
-    def _check_processes(self) -> None:
-        """Refuse batches that are dealt out unevenly: processes would wait for each other in the last ones."""
-        if self.world_size > 1 and self.accelerator_config.even_batches is False:
-            raise ConfigError(
-                f"accelerator_config has even_batches false, but there are {self.world_size} processes: some would "
-                "have no batch left where others wait for them. Leave it out."
-            )
-
-    def _check_loggers(self) -> None:
-        """Refuse a logger that does not exist or whose library is not installed; transformers would say so later."""
-        wanted = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or [])
-        for name in wanted:
-            if name in ("none", "all"):
-                continue
-            if name not in INTEGRATION_TO_CALLBACK:
-                raise ConfigError(f"report_to is '{name}'; give none, or {', '.join(sorted(INTEGRATION_TO_CALLBACK))}.")
-            package = _PACKAGES.get(name, name)
-            if find_spec(package) is None:
-                raise ConfigError(f"report_to is '{name}', but {package} is not installed: `pip install {package}`.")
-
-    def _refuse_what_cannot_work(self) -> None:
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give at least {least}.")
-        for name, reason in _REFUSED.items():
-            if getattr(self, name, False):
-                raise ConfigError(f"{name} {reason}")
-        if self.max_steps <= 0 and self.num_train_epochs <= 0:
-            raise ConfigError(f"num_train_epochs is {self.num_train_epochs}; give more than 0, or max_steps.")
-        if self.early_stopping_patience and getattr(self.eval_strategy, "value", self.eval_strategy) == "no":
-            raise ConfigError("early_stopping_patience needs evaluations; set eval_strategy to steps or epoch.")
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ConfigError(f"ema_decay is {self.ema_decay}; it must lie in [0, 1), 0 switches the average off.")
-        if self.distillation_schedule not in get_args(_Fading):
-            raise ConfigError(
-                f"distillation_schedule is '{self.distillation_schedule}'; give {', '.join(get_args(_Fading))}."
-            )
-        if str(self.metric_for_best_model).removeprefix("eval_") not in _METRICS:
-            raise ConfigError(f"metric_for_best_model is '{self.metric_for_best_model}'; give {', '.join(_METRICS)}.")
 
 
 def _mapping(name: str, text: str) -> dict[str, Any]:

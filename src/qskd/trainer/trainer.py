@@ -28,6 +28,7 @@ from qskd.trainer.callbacks import AverageCallback, Console, DataEpoch, EarlySto
 from qskd.trainer.config import DistillationConfig
 from qskd.trainer.ema import ModelAverage
 from qskd.trainer.interruptions import shield, until
+from qskd.trainer.refusing import check_data
 from qskd.trainer.saving import BestBelongs, SafeTrainer
 from qskd.trainer.unlabeled import UnlabeledImages, UnlabeledSteps
 
@@ -73,6 +74,7 @@ class DistillationTrainer(SafeTrainer):
         unlabeled: UnlabeledImages | None = None,
         pictures: Callable[[DetrAdapter], Sequence[tuple[str, NDArray[np.uint8]]]] | None = None,
     ) -> None:
+        check_data(args, train_dataset, eval_dataset)
         if eval_dataset is None:
             args.eval_strategy = type(args.eval_strategy)("no")
         super().__init__(
