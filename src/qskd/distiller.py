@@ -204,4 +204,4 @@ class Distiller(nn.Module):
 
 
 def _sum(parts: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack(list(parts.values())).sum()
+    return torch.stack(list(parts.values())).sum() if parts else torch.zeros(())

@@ -152,6 +152,14 @@ def test_an_unknown_choice_is_refused_by_name(option: str) -> None:
         term_for(random_view(), random_view(), **{option: "x"})
 
 
+@pytest.mark.parametrize("epsilon", [0.0, -1e-6, float("nan"), float("inf")])
+def test_an_epsilon_with_which_images_without_objects_would_weigh_nan_is_refused(epsilon: float) -> None:
+    with pytest.raises(ConfigError, match=f"agfd.epsilon is {epsilon}; it must be above 0"):
+        AttentionGuidedFeature(
+            student_channels=(4,), teacher_channels=(4,), student_strides=(8,), teacher_strides=(8,), epsilon=epsilon
+        )
+
+
 @pytest.mark.parametrize("power", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_power_that_is_not_above_0_is_refused(power: float) -> None:
     with pytest.raises(ConfigError, match=f"agfd.power is {power}; it must be above 0"):

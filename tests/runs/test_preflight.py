@@ -102,7 +102,7 @@ def test_weights_that_are_not_finite_are_refused(scenes):
         check_terms(distiller, side, batch, same_weights=False, autocast=nullcontext)
 
 
-@pytest.mark.parametrize("check", ["terms", "time"])
+@pytest.mark.parametrize("check", ["terms", "time", "time with unlabelled images"])
 def test_a_check_leaves_no_trace(scenes, check):
     """RT-DETR: batch norms that learn, denoising that draws random numbers."""
     distiller, side = sides(resolve("qskd"), "rt_detr")
@@ -112,7 +112,15 @@ def test_a_check_leaves_no_trace(scenes, check):
     if check == "terms":
         check_terms(distiller, side, batch, same_weights=False, autocast=nullcontext)
     else:
-        assert time_step(distiller, side, batch, nullcontext) > 0
+        labelled = []
+
+        def label():
+            labelled.append(side.label(batch, 0.05, sample=torch.Generator().manual_seed(0)))
+            return labelled[-1]
+
+        has_more = check != "time"
+        assert time_step(distiller, side, batch, nullcontext, label if has_more else None) > 0
+        assert len(labelled) == 2 * has_more
     assert all(torch.equal(before[name], tensor) for name, tensor in distiller.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in distiller.parameters())

@@ -11,12 +11,12 @@ from PIL import Image
 
 import qskd
 from builders import MODELS, NUM_CLASSES, batch_for
-from builders_runs import tiny_run
+from builders_runs import edited, tiny_run
 from builders_views import random_view
 from qskd.data.transforms import Augmentation, ImageSize, build_transform
 from qskd.data.unlabeled import EndlessSampler, UnlabeledDataset, open_unlabeled, unlabeled_loader
 from qskd.distiller import Distiller
-from qskd.errors import ConfigError, DataError
+from qskd.errors import ConfigError, DataError, NonFiniteLoss
 from qskd.labels import LabelMap
 from qskd.losses.presets import build_terms, resolve
 from qskd.losses.set_prediction import SetPredictionLoss
@@ -121,12 +121,12 @@ def test_nothing_sure_is_no_object():
     assert scores[0].shape == (0,)
 
 
-def pair(teacher_family: str, student_family: str) -> tuple[TeacherSide, Distiller]:
+def pair(teacher_family: str, student_family: str, method: str = "qskd") -> tuple[TeacherSide, Distiller]:
     torch.manual_seed(0)
     teacher = as_teacher(adapter_class(teacher_family)(MODELS[teacher_family]()))
     student = adapter_class(student_family)(MODELS[student_family]())
     names = {index: f"class {index}" for index in range(NUM_CLASSES)}
-    settings = resolve("qskd" if set(teacher.strides) & set(student.strides) else "predictions")
+    settings = resolve(method if set(teacher.strides) & set(student.strides) else "predictions")
     built = build_terms(settings, student=student, teacher=teacher)
     terms = {name: term for name, (term, _) in built.items()}
     side = TeacherSide(teacher, LabelMap.between(names, list(names.values())), settings.selection, terms)
@@ -156,6 +156,19 @@ def test_a_step_adds_the_parts_of_both_kinds_of_images(family, sample):
         assert both[name].item() == pytest.approx(before + value.item(), rel=1e-4, abs=1e-6)
     only = {name for name in other[1] if name.startswith(("lapd", "agfd"))}
     assert (set(other[1]) == only) != sample
+    both["loss"].backward()
+
+
+@pytest.mark.parametrize("family", ["conditional_detr", "rt_detr"])
+def test_without_distillation_terms_the_detection_loss_alone_sees_them(family):
+    side, distiller = pair(family, family, "none")
+    batch, more = batch_for(family, (2, 1), seed=1), batch_for(family, (0, 0), seed=2)
+    teaching, given = side.teach(batch), side.label(more, 0.05, sample=torch.Generator().manual_seed(1))
+    totals = distiller.totals([batch, given.detected], [teaching, given.teaching])
+    distiller.eval()
+    both = distiller(batch, totals, teaching, unlabeled=given)
+    expected = sum(distiller(one, totals)["loss"].item() for one in (batch, given.detected))
+    assert both["loss"].item() == pytest.approx(expected, rel=1e-4)
     both["loss"].backward()
 
 
@@ -210,6 +223,36 @@ def test_a_run_learns_from_both_and_a_resumed_one_goes_on_alike(folder, scenes, 
 def test_bad_options_are_refused_before_anything_runs(folder, scenes, tmp_path, changes, kind, message):
     with pytest.raises(kind, match=message):
         qskd.distill(**options(tmp_path / "run", scenes, folder) | changes)
+
+
+def test_they_may_be_all_that_the_teacher_is_asked_about(folder, scenes, tmp_path):
+    given = options(tmp_path / "run", scenes, folder, method="none", preflight=True, unlabeled_threshold=0.2)
+    run = qskd.distill(**given)
+    assert run.summary["steps"] == 2
+    with pytest.raises(ConfigError, match="--unlabeled images would teach nothing"):
+        qskd.distill(**given | {"output_dir": tmp_path / "off", "unlabeled_detection": "off"})
+
+
+def test_a_class_that_the_teacher_lacks_is_not_unlearnt_on_them(folder, scenes, tmp_path, capsys):
+    def renamed(content):
+        content["categories"][0]["name"] = "strange"
+
+    data = edited(scenes, tmp_path / "data", renamed, "train", "val")
+    qskd.distill(**options(tmp_path / "run", data, folder, logging_steps=1, unlabeled_threshold=0.2))
+    assert "warning: the teacher lacks a class, whose objects would be background" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"would teach nothing.* the teacher lacks a class"):
+        qskd.distill(**options(tmp_path / "none", data, folder, method="none"))
+
+
+def test_a_loss_that_is_not_finite_names_and_keeps_them_too(folder, scenes, tmp_path):
+    with pytest.raises(NonFiniteLoss) as caught:
+        qskd.distill(**options(tmp_path / "run", scenes, folder, max_steps=3, learning_rate=1e30))
+    (path,) = (tmp_path / "run").glob("nonfinite_step*.pt")
+    kept = torch.load(path, weights_only=True)
+    assert kept["unlabeled"]["pixels"].shape == kept["pixels"].shape
+    assert not torch.equal(kept["unlabeled"]["pixels"], kept["pixels"])
+    names = ("a.png", "sub/b.jpg", "c d.png", "é.png", "z.png")
+    assert sum(str(folder / name) in str(caught.value) for name in names) == 2
 
 
 def test_validation_images_among_the_unlabelled_are_told(scenes, tmp_path, capsys):

@@ -43,7 +43,7 @@ class AttentionGuidedFeature(nn.Module):
         normalise: compare features whose mean over channels is 0 and whose variance is 1, on both sides.
         norm_per_level: divide m_l by its greatest value in each level instead of over all levels. Fine levels
             spread attention over more cells and weigh little otherwise.
-        epsilon: added to the greatest value.
+        epsilon: added to the greatest value; above 0.
         begins_alike: how many neighbours were kept together where the student's channels began as evenly spaced ones
             of the teacher's; a linear map then begins by putting each where it was. None: they did not, and it begins
             at random.
@@ -82,6 +82,8 @@ class AttentionGuidedFeature(nn.Module):
             raise ConfigError(
                 f"agfd.power is {power}; it must be above 0 and finite. agfd.mask none weighs all tokens alike."
             )
+        if not 0.0 < epsilon < math.inf:
+            raise ConfigError(f"agfd.epsilon is {epsilon}; it must be above 0 and finite.")
         _check_choice("norm", norm, ("mass", "area"))
         _check_choice("projection", projection, ("auto", "linear"))
         self.pairs = _pairs_of_levels(student_strides, teacher_strides)

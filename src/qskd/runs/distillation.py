@@ -1,15 +1,17 @@
 """A training with a teacher: its terms, its checks before the first step, what is written of it."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from qskd.data.batch import collate
 from qskd.data.dataset import DetectionDataset
 from qskd.distiller import Distiller
+from qskd.errors import ConfigError
 from qskd.losses.presets import MethodSettings, build_terms, options_of
 from qskd.models.fingerprints import weights_fingerprint
 from qskd.models.processors import in_words
@@ -17,7 +19,7 @@ from qskd.runs import building, preflight
 from qskd.runs.given_teacher import GivenTeacher
 from qskd.runs.options import PairOptions
 from qskd.runs.training import Job, RunResult, loading_processes, plain_size
-from qskd.teacher import Teacher
+from qskd.teacher import Teacher, Unlabeled
 from qskd.trainer import DistillationConfig, UnlabeledImages
 
 
@@ -28,6 +30,24 @@ class Distillation(Job):
     teacher: GivenTeacher
     settings: MethodSettings
     pair: PairOptions
+
+    def _check_unlabeled(self) -> list[str]:
+        """What to tell of the way that unlabelled images are learnt from.
+
+        Raises:
+            ConfigError: they would teach nothing.
+        """
+        if not (self._detects_on_unlabeled or self.settings.weights):
+            raise ConfigError(
+                "--unlabeled images would teach nothing: the method has no distillation term, and the detection loss "
+                "does not see them (--unlabeled_detection off, or the teacher lacks a class). Leave them out."
+            )
+        if self.pair.unlabeled_detection == "off" or self._detects_on_unlabeled:
+            return []
+        return [
+            "warning: the teacher lacks a class, whose objects would be background on unlabelled images: the detection "
+            "loss does not see them (--unlabeled_detection off)"
+        ]
 
     def _shared_with_validation(self, unlabeled: UnlabeledImages) -> list[str]:
         """A warning where images are learnt from, if only without labels, that AP is measured on."""
@@ -58,8 +78,15 @@ class Distillation(Job):
             folder, self.splits, self.data, self.size, self.config.seed, self.teacher.size
         )
         batch = self.pair.unlabeled_batch_size or self.config.per_device_train_batch_size
-        sampled = self.pair.unlabeled_detection == "sampled"
-        return UnlabeledImages(dataset, batch, self.pair.unlabeled_threshold, sampled)
+        return UnlabeledImages(dataset, batch, self.pair.unlabeled_threshold, self._detects_on_unlabeled)
+
+    @property
+    def _detects_on_unlabeled(self) -> bool:
+        """Whether the student's detection loss sees unlabelled images: not where the teacher lacks a class.
+
+        Its objects would be background there.
+        """
+        return self.pair.unlabeled_detection == "sampled" and all(self.teacher.label_map.known)
 
     def datasets(self) -> tuple[DetectionDataset, DetectionDataset | None]:
         """Training and validation data; training images at the teacher's own size too, if it has one and is asked.
@@ -124,7 +151,7 @@ class Distillation(Job):
         unlabeled = self.unlabeled()
         if unlabeled is None:
             return {"unlabelled images": None, "unlabelled learning": None}
-        self.tell(*self._shared_with_validation(unlabeled))
+        self.tell(*self._check_unlabeled(), *self._shared_with_validation(unlabeled))
         each_step = unlabeled.batch_size * self.config.gradient_accumulation_steps * self.config.world_size
         return {
             "unlabelled images": unlabeled.dataset.index.fingerprint()[:12],
@@ -161,6 +188,15 @@ class Distillation(Job):
             )
         self.folder.save_detections(self.folder.teacher_detections, kept)
         return metrics
+
+    def _labelling(self, teacher: Teacher) -> Callable[[], Unlabeled] | None:
+        """Labels a batch of the images without annotations, if some were given, as every step does."""
+        given = self.unlabeled()
+        if given is None:
+            return None
+        batch = collate([given.dataset[number] for number in range(given.batch_size)]).to(self.config.device)
+        sample = torch.Generator().manual_seed(0) if given.detection else None
+        return lambda: teacher.label(batch, given.threshold, sample=sample)
 
     def _teacher_checked(self, same: bool) -> preflight.Preflight:
         """What can be said of the teacher: its classes, its detections; `same` if its weights are the student's."""
@@ -208,7 +244,7 @@ class Distillation(Job):
         )
         found.warnings += [f"'{term.name}' begins at 0" for term in found.terms if not same and term.value == 0.0]
         found.seconds_per_step = self.config.gradient_accumulation_steps * preflight.time_step(
-            distiller, asked, batch, autocast
+            distiller, asked, batch, autocast, self._labelling(teacher)
         )
         found.total_steps = self.config.steps_for(len(train_data))
         found.peak_memory_gib = preflight.peak_memory_gib()

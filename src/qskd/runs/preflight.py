@@ -24,7 +24,7 @@ from qskd.labels import LabelMap
 from qskd.models.adapter import Need
 from qskd.reporting.tables import duration, percent
 from qskd.runs.building import evenly
-from qskd.teacher import Teacher, Teaching
+from qskd.teacher import Teacher, Teaching, Unlabeled
 
 TEACHER_IMAGES = 200
 """Validation images on which the teacher is measured."""
@@ -177,15 +177,31 @@ def sample_batch(dataset: DetectionDataset, size: int, known: Sequence[bool]) ->
     return collate([dataset[position] for position in evenly(filled, size)])
 
 
-def time_step(distiller: Distiller, teacher: Teacher | None, batch: Batch, autocast: Callable[[], Any]) -> float:
-    """Seconds of one training step without optimiser, the second of two."""
+def time_step(
+    distiller: Distiller,
+    teacher: Teacher | None,
+    batch: Batch,
+    autocast: Callable[[], Any],
+    unlabeled: Callable[[], Unlabeled] | None = None,
+) -> float:
+    """Seconds of one training step without optimiser, the second of two.
+
+    Args:
+        distiller: the student with its terms.
+        teacher: None for a step that asks it nothing.
+        batch: images with objects.
+        autocast: makes the context of a step.
+        unlabeled: gives images without annotations, as the teacher labels them, that are part of every step.
+    """
     seconds = 0.0
     with _untouched(distiller), autocast():
         for _ in range(2):
             started = time.perf_counter()
             teaching = teacher.teach(batch) if teacher else None
-            totals = distiller.totals([batch], [teaching])
-            loss = distiller(batch, totals, teaching)["loss"]
+            more = unlabeled() if unlabeled else None
+            learnt = [batch, *([more.detected] if more and more.detected else [])]
+            totals = distiller.totals(learnt, [teaching, *([more.teaching] if more else [])])
+            loss = distiller(batch, totals, teaching, unlabeled=more)["loss"]
             loss.backward()
             seconds = _synchronised(loss) - started
     return seconds

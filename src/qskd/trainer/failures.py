@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -119,19 +120,27 @@ def memory_in_words(device: torch.device) -> str:
     return f" ({_amount(torch.cuda.max_memory_reserved(device))} of {_amount(total)} were taken at most)"
 
 
-def keep_batch(path: Path, batch: Batch, parts: dict[str, float]) -> str:
-    """Save a batch, with the parts of its loss, for whoever looks for the reason; what became of it, in words."""
-    content = {
-        "image_ids": batch.image_ids,
-        "pixels": batch.pixels.cpu(),
-        "content": batch.content.cpu(),
-        "labels": batch.targets.labels.cpu(),
-        "boxes": batch.targets.boxes.cpu(),
-        "parts": parts,
-    }
+def keep_batch(path: Path, batch: Batch, parts: dict[str, float], unlabeled: Batch | None = None) -> str:
+    """Save a batch, with the parts of its loss, for whoever looks for the reason; what became of it, in words.
+
+    The images without annotations of the same step, and what the teacher found on them, go below ``unlabeled``.
+    """
+    content = _plain(batch) | {"parts": parts}
+    if unlabeled is not None:
+        content["unlabeled"] = _plain(unlabeled)
     try:
         with whole_file(path) as fresh:
             torch.save(content, fresh)
     except (OSError, RuntimeError) as error:
         return f"could not be saved to {path} ({why_not_written(error) or error})"
     return f"was saved to {path}"
+
+
+def _plain(batch: Batch) -> dict[str, Any]:
+    return {
+        "image_ids": batch.image_ids,
+        "pixels": batch.pixels.cpu(),
+        "content": batch.content.cpu(),
+        "labels": batch.targets.labels.cpu(),
+        "boxes": batch.targets.boxes.cpu(),
+    }

@@ -203,12 +203,19 @@ class DistillationTrainer(SafeTrainer):
         step = self.state.global_step + 1
         process = f"_process{self.args.process_index}" if self.accelerator.num_processes > 1 else ""
         path = self.run_folder / f"nonfinite_step{step}{process}.pt"
-        fate = failures.keep_batch(path, inputs.batch, parts)
+        more = inputs.unlabeled.batch if inputs.unlabeled is not None else None
+        fate = failures.keep_batch(path, inputs.batch, parts, more)
         guilty = [name for name, value in parts.items() if value - value != 0.0]
         raise NonFiniteLoss(
             f"The loss at step {step} is not finite: {', '.join(guilty)}. The batch (images "
-            f"{list(inputs.batch.image_ids)}) {fate}. {self._advice()}"
+            f"{list(inputs.batch.image_ids)}{self._unlabeled_names(more)}) {fate}. {self._advice()}"
         )
+
+    def _unlabeled_names(self, batch: Batch | None) -> str:
+        if batch is None or self.unlabeled is None:
+            return ""
+        paths = {record.id: str(record.path) for record in self.unlabeled.given.dataset.index.images}
+        return f", and without annotations {', '.join(paths[image] for image in batch.image_ids)}"
 
     def _advice(self) -> str:
         # A checkpoint of this very step holds the weights that led here.
