@@ -109,6 +109,22 @@ def test_the_backbone_learns_at_its_own_rate(tmp_path, scenes):
     assert {decay for name, (_, decay) in found.items() if "layer_norm" in name} == {0.0}
 
 
+@pytest.mark.parametrize("name", ["rt_detr", "deformable_detr", "d_fine", "lw_detr"])
+def test_no_norm_decays_whatever_it_is_called(tmp_path, scenes, name):
+    """Those of input projections are called "0.1": a list's second module, which no rule by names finds."""
+    trainer = trainer_of(tmp_path, scenes, adapter_of(name), weight_decay=0.05, max_steps=1)
+    decays = {
+        id(one): group["weight_decay"] for group in trainer.create_optimizer().param_groups for one in group["params"]
+    }
+    norms = (torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.modules.batchnorm._BatchNorm)
+    modules = [module for module in trainer.distiller.modules() if isinstance(module, norms)]
+    found = [decays[id(one)] for module in modules for one in module.parameters() if one.requires_grad]
+    assert found
+    assert set(found) == {0.0}
+    layers = [module for module in trainer.distiller.modules() if isinstance(module, torch.nn.Linear)]
+    assert {decays[id(layer.weight)] for layer in layers if layer.weight.requires_grad} == {0.05}
+
+
 def test_projections_are_trained_with_the_student(tmp_path, scenes):
     """A teacher of 64 channels, a student of 32."""
     trainer = trainer_of(tmp_path, scenes, adapter_of("detr"), adapter_of("detr", d_model=64), max_steps=1)

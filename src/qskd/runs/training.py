@@ -190,6 +190,7 @@ class Job:
             "backbone weights": self.has_given_backbone or None,
             "distillation schedule": None if fading == "constant" else fading,
             "best by": None if best_by == "AP" else best_by,  # what best/ holds so far was chosen by it
+            "decayed weights": "matrices",  # how the optimiser's state is divided; it was by names once
             "channels last": self.config.channels_last or None,  # the optimiser's state lies as the weights do
             checkpoints.TRAINED: sum(one.requires_grad for one in self.student.model.parameters()),
         }

@@ -46,7 +46,7 @@ class DistillationConfig(TrainingArguments):
 
     # Defaults of the field where they differ from those of TrainingArguments.
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate (DETR's own: 1e-4)."})
-    weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay of matrices; never of norms and biases."})
+    weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay of matrices; never of norms, biases."})
     max_grad_norm: float = field(default=0.1, metadata={"help": "Gradient clipping (DETR's own: 0.1)."})
     lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "Schedule after the warm-up."})
     eval_strategy: IntervalStrategy | str = field(

@@ -237,11 +237,11 @@ class DistillationTrainer(SafeTrainer):
         return self.optimizer
 
     def _parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        decayed = set(self.get_decay_parameter_names(self.model))
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                groups.setdefault((".backbone." in name, name in decayed), []).append(parameter)
+                is_matrix = parameter.ndim > 1  # the base class goes by names, and misses norms that are called "0.1"
+                groups.setdefault((".backbone." in name, is_matrix), []).append(parameter)
         return [
             {
                 "params": parameters,
