@@ -22,7 +22,7 @@ from accuracy_preparing import PARENT, ap_of, find_data
 from accuracy_reading import read_grid
 from accuracy_records import load_records, merge_records, read_records
 from accuracy_running import Runner
-from accuracy_states import Task, state_of
+from accuracy_states import Task, state_of, take_lock
 from accuracy_tables import as_markdown, tables_of
 from accuracy_tasks import Workplace
 from transformers.utils import logging
@@ -130,8 +130,8 @@ def _carry_out(place: Workplace, wanted: Sequence[Cell], options: argparse.Names
         show(tasks)
         return True
     place.runs.mkdir(parents=True, exist_ok=True)
-    left = options.minutes and options.minutes - (time.monotonic() - options.began) / 60
-    return Runner(tasks, options.jobs, left, options.lean, _environment(options)).run()
+    environment = _environment(options)
+    return Runner(tasks, options.jobs, options.minutes, options.lean, environment, options.began).run()
 
 
 def _open(options: argparse.Namespace) -> tuple[Workplace, list[Cell], bool]:
@@ -182,9 +182,14 @@ def _forget_changed(place: Workplace, cells: Sequence[Cell], only_say: bool) -> 
         if state_of(task) == "changed" or (changed.intersection(task.needs) and task.folder.exists() and task.command):
             changed.add(name)
             aside = next(path for number in range(1, 1000) if not (path := Path(f"{task.folder}.old{number}")).exists())
+            lock = take_lock(task.folder)
+            if lock is None:
+                print(f"{task.name}: made otherwise than it would be now, but is being trained by another call")
+                continue
             print(f"{task.name}: made otherwise than it would be now; to {aside.name}")
             if not only_say:
                 task.folder.rename(aside)
+            os.close(lock)
 
 
 def _environment(options: argparse.Namespace) -> dict[str, str]:

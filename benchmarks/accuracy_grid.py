@@ -153,10 +153,13 @@ class Grid:
 
     def curve_of(self, cell: Cell) -> int:
         """How often AP is measured in the training of a cell."""
-        for block in self.blocks:
-            if cell.dataset in block.datasets and cell.pair in block.pairs and cell.method in block.methods:
-                return block.curve
-        return 0
+        rows = [
+            block
+            for block in self.blocks
+            if cell.dataset in block.datasets and cell.pair in block.pairs and cell.method in block.methods
+        ]
+        own = [block for block in rows if cell.seed in block.seeds]
+        return next((block.curve for block in [*own, *rows]), 0)
 
     def search_cells(self, cells: Iterable[Cell]) -> list[Cell]:
         """The trials that choose the learning rates of these cells' methods."""

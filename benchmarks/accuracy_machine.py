@@ -9,9 +9,8 @@ from pathlib import Path
 from accuracy_commands import REPOSITORY
 
 
-@cache
 def commit() -> str:
-    """The repository's commit, with a plus where files differ from it; in a copy without history, what is told."""
+    """The repository's commit now, with a plus where files differ from it; in a copy without history, what is told."""
     if told := os.environ.get("QSKD_COMMIT"):
         return told
     try:

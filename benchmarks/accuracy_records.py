@@ -42,6 +42,7 @@ class Record:
     curve: tuple[tuple[int, float], ...]  # AP after so many steps
     changed: bool  # whether the grid now says other settings than the cell was trained with
     options: Mapping[str, Any] = field(default_factory=dict)  # of the preset at that time, as far as they are known
+    preset: str | None = None  # as which the method is trained; None without a teacher, and where it was not noted
 
 
 def read_records(place: Workplace) -> tuple[list[Record], list[str]]:
@@ -121,8 +122,8 @@ def _record(place: Workplace, cell: Cell, path: Path) -> Record:
         ap50=metrics.get("AP50"),
         train_seconds=_train_seconds(summary, notes, evaluations),
         steps=summary["steps"],
-        commit=notes.get("commit", "unknown"),
-        device=f"{summary['device'].split(':')[0]}, {notes.get('hardware', 'unknown')}",
+        commit=_said(notes, "commit"),
+        device=f"{summary['device'].split(':')[0]}, {_said(notes, 'hardware')}",
         searched=bool(notes.get("searched", False)) or _is_chosen(place, cell, notes),
         factor=float(notes.get("factor", 1.0)),
         learning_rate=_learning_rate(notes),
@@ -136,20 +137,33 @@ def _record(place: Workplace, cell: Cell, path: Path) -> Record:
         curve=tuple((one["step"], one["eval_AP"]) for one in evaluations if "eval_AP" in one),
         changed=_is_changed(place, cell),
         options=notes.get("options") or {},
+        preset=notes.get("preset"),
     )
+
+
+def _said(notes: Mapping[str, Any], name: str) -> str:
+    """What the sittings of a cell say of themselves, each thing once; earlier versions noted the last one alone."""
+    found = [one[name] for one in notes.get("sittings") or [] if name in one] or [notes.get(name, "unknown")]
+    return " and ".join(dict.fromkeys(found))
+
+
+def _is_known(place: Workplace, cell: Cell) -> bool:
+    """Whether the grid can say how a cell would be trained now."""
+    grid = place.grid
+    known = cell.dataset in grid.datasets and cell.pair in grid.pairs and grid.searched_as(cell.method) in grid.methods
+    return known and not place.missing_data(cell)
 
 
 def _is_changed(place: Workplace, cell: Cell) -> bool:
     """Whether the grid says other settings by now; not told of what the grid does not know."""
-    if cell.dataset not in place.grid.datasets or cell.pair not in place.grid.pairs:
+    if not _is_known(place, cell):
         return False
-    cell = replace(cell, curve=place.grid.curve_of(cell))
-    return not place.missing_data(cell) and state_of(place.task(cell)) == "changed"
+    return state_of(place.task(replace(cell, curve=place.grid.curve_of(cell)))) == "changed"
 
 
 def _is_chosen(place: Workplace, cell: Cell, notes: Mapping[str, Any]) -> bool:
     """Whether a search that was made later prefers the rate at which the cell was trained."""
-    if cell.dataset not in place.grid.datasets or cell.pair not in place.grid.pairs or place.missing_data(cell):
+    if not _is_known(place, cell):
         return False
     return place.factor(cell) == (float(notes.get("factor", 0.0)), True)
 
@@ -187,9 +201,11 @@ def _train_seconds(
     summary: Mapping[str, Any], notes: Mapping[str, Any], evaluations: list[dict[str, Any]]
 ) -> float | None:
     """Seconds of all steps, from those of the last sitting."""
-    sittings = notes.get("sittings") or [{"from_step": 0}]
-    first, steps = sittings[-1]["from_step"], summary["steps"]
-    measuring = sum(one.get("eval_runtime", 0.0) for one in evaluations if one["step"] > max(first, 0))
+    last = (notes.get("sittings") or [{"from_step": 0}])[-1]
+    first, steps = last["from_step"], summary["steps"]
+    made_up = first if last.get("owes_evaluation") else -1  # one that the sitting before was interrupted in
+    measured = [one for one in evaluations if one["step"] > first or one["step"] == made_up]
+    measuring = sum(one.get("eval_runtime", 0.0) for one in measured)
     if first >= steps:
         return None
     return round((summary["train_seconds"] - measuring) * steps / (steps - first), 2)

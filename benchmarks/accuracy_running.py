@@ -41,9 +41,10 @@ class Runner:
     Args:
         tasks: by name, each behind those that it needs.
         jobs: processes side by side.
-        minutes: after which nothing is left running; None for no limit.
+        minutes: after ``began``, when nothing is left running; None for no limit.
         lean: remove the models of finished cells; numbers stay.
         environment: of the processes, beside our own.
+        began: when the call began, by ``time.monotonic``.
     """
 
     tasks: Mapping[str, Task]
@@ -51,11 +52,11 @@ class Runner:
     minutes: float | None = None
     lean: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
     failed: set[str] = field(default_factory=set)
     _awaited: set[str] = field(default_factory=set)  # prepared by another call
     _elsewhere: set[str] = field(default_factory=set)  # trained by another call, or by what one left behind
     _running: list[Sitting] = field(default_factory=list)
-    _began: float = field(default_factory=time.monotonic)
 
     def run(self) -> bool:
         """Run until all is done, nothing more can be, or time is up; whether all is done."""
@@ -120,7 +121,7 @@ class Runner:
     def _left(self) -> float:
         if self.minutes is None:
             return float("inf")
-        return 60 * self.minutes - _PATIENCE - (time.monotonic() - self._began)
+        return 60 * self.minutes - _PATIENCE - (time.monotonic() - self.began)
 
     # ---- one task ----------------------------------------------------------------------------------------
 
@@ -144,7 +145,7 @@ class Runner:
             shutil.rmtree(task.folder, ignore_errors=True)  # what an interrupted run left is worth nothing
         task.folder.mkdir(parents=True, exist_ok=True)
         step = _step_of(checkpoint)
-        self._note_start(task, step)
+        self._note_start(task, checkpoint)
         command = command_line(task) + (["--resume_from_checkpoint", "last"] if checkpoint is not None else [])
         with (task.folder / LOG).open("ab") as log:
             process = subprocess.Popen(
@@ -173,13 +174,17 @@ class Runner:
         finally:
             os.close(lock)
 
-    def _note_start(self, task: Task, step: int) -> None:
+    def _note_start(self, task: Task, checkpoint: Path | None) -> None:
         before = notes_of(task.folder)
         earlier = before.get("sittings", [])
-        sitting = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "from_step": step}
-        notes = {
+        sitting = {
+            "began": datetime.now(UTC).isoformat(timespec="seconds"),
+            "from_step": _step_of(checkpoint),
+            "owes_evaluation": checkpoint is not None and (checkpoint / checkpoints.EVALUATION_DUE).is_file(),
             "commit": commit(),
             "hardware": hardware(),
+        }
+        notes = {
             "jobs": self.jobs,
             "errors": before.get("errors", 0),
             **task.facts,

@@ -209,9 +209,9 @@ def _line(row: MethodRow) -> str:
 def _notes(table: Table) -> list[str]:
     records = [record for row in table.rows for record in row.records]
     notes = []
-    for name, what in (("changed", "trained with other settings than the grid now says"),):
-        count = sum(getattr(record, name) for record in records)
-        notes += [f"{count} of {len(records)} cells were {what}."] if count else []
+    changed = sum(record.changed for record in records)
+    if changed:
+        notes.append(f"{changed} of {len(records)} cells were trained with other settings than the grid now says.")
     rates = {(record.method, record.learning_rate) for record in records if record.learning_rate is not None}
     if rates:
         notes.append(f"Learning rates: {', '.join(f'{method} {rate:g}' for method, rate in sorted(rates))}.")
@@ -225,7 +225,7 @@ def _notes(table: Table) -> list[str]:
     ]
     for kind in ("commit", "device", "teacher"):
         found = sorted({str(value) for record in records if (value := getattr(record, kind)) is not None})
-        notes += [f"Of more than one {kind.replace('_', ' ')}: {', '.join(found)}."] if len(found) > 1 else []
+        notes += [f"Of more than one {kind}: {', '.join(found)}."] if len(found) > 1 else []
     return ["", *[f"- {note}" for note in notes]] if notes else []
 
 
@@ -235,7 +235,7 @@ def _other_options(records: Iterable[Record]) -> list[str]:
     for record in records:
         if record.method not in (BASELINE, "inheritance") and not record.options:
             found.setdefault(f"The options of {record.method} were not recorded", []).append(record.seed)
-        preset = record.method.partition("[")[0].removesuffix("_from_scratch")
+        preset = record.preset or record.method.partition("[")[0].removesuffix("_from_scratch")
         now = options_of(resolve(preset)) if preset in PRESETS else {}
         for name, value in record.options.items():
             if name in now and now[name] != value:

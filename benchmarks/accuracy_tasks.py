@@ -81,6 +81,7 @@ class Workplace:
             "searched": searched and cell.search is None,
             "kind": _kind(cell, method),
             "settings": self._settings(command, data, version),
+            "preset": method.method,
             "options": {} if method.method is None else options_of(resolve(method.method)),
         }
         needs = list(dict.fromkeys([*needs, *needed]))
