@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from qskd.data.batch import Batch
+from qskd.data.batch import Batch, Targets
 from qskd.labels import LabelMap
 from qskd.losses.term import Lesson, Prepared, StudentAnswer, Term
 from qskd.models.adapter import DetrAdapter, Need
@@ -20,7 +20,7 @@ from qskd.models.host import constant
 from qskd.models.relabel import known_targets, to_student_classes
 from qskd.models.view import DetrView
 from qskd.selection.confident import confident, drawn
-from qskd.selection.groups import GroupQuerySelection, matched_object
+from qskd.selection.groups import GroupQuerySelection, QueryGroups, matched_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,44 @@ class Teaching:
         match = match.gather(2, self.columns.expand(match.shape[0], -1, -1))  # [L, B, N']
         match = match.masked_fill(~self.lesson.targets.is_object, -1)
         return StudentAnswer(view, match, taken, self.student_content)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The objects of a micro-batch that its teacher knows the classes of."""
+
+    targets: Targets  # N' objects
+    columns: Tensor | None  # see ``Teaching.columns``
+    known: Tensor  # [K] bool, of the student's classes
+    others: Tensor | None  # [B] objects that are left out; None: there are none
+
+    @classmethod
+    def of(cls, batch: Batch, label_map: LabelMap) -> "Asked":
+        """What a teacher with this vocabulary is asked about."""
+        known = constant(label_map.known, batch.pixels.device, torch.bool)
+        targets, columns = known_targets(batch.targets, known, all(label_map.known))
+        others = None if columns is None else batch.targets.is_object.sum(1) - targets.is_object.sum(1)
+        return cls(targets, columns, known, others)
+
+    def answered(
+        self, view: DetrView, groups: QueryGroups, content: Tensor | None = None, student_content: Tensor | None = None
+    ) -> Teaching:
+        """With the teacher's answer; nothing is prepared.
+
+        Args:
+            view: what the teacher found, in the student's classes.
+            groups: its queries around these objects.
+            content: [B, 2] of its images where they are not the student's; None where both see the same.
+            student_content: likewise, of the student's.
+        """
+        lesson = Lesson(view, groups, self.targets, self.known, self.others, content)
+        return Teaching(lesson, self.columns, {}, student_content)
+
+
+def prepared(read: Teaching, terms: Mapping[str, Term]) -> Teaching:
+    """With what the terms need, and free of the tensors captured for attention."""
+    made = {name: term.prepare(read.lesson) for name, term in terms.items()}
+    return replace(read, lesson=replace(read.lesson, view=read.lesson.view.without_attention()), prepared=made)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +136,7 @@ class TeacherSide:
     @torch.no_grad()
     def teach(self, batch: Batch) -> Teaching:
         """The teacher's view, groups and every term's preparation for one micro-batch."""
-        return self._prepared(self.read(batch, capture_attention=self._needs_attention))
+        return prepared(self.read(batch, capture_attention=self._needs_attention), self.terms)
 
     @torch.no_grad()
     def label(self, batch: Batch, threshold: float, *, sample: torch.Generator | None) -> Unlabeled:
@@ -115,7 +153,7 @@ class TeacherSide:
         targets, scores = confident(view, threshold)
         labelled = replace(batch, targets=targets)
         detected = replace(batch, targets=drawn(targets, scores, sample)) if sample is not None else None
-        return Unlabeled(labelled, detected, self._prepared(self._read(view, labelled)))
+        return Unlabeled(labelled, detected, prepared(self._read(view, labelled), self.terms))
 
     @torch.no_grad()
     def read(self, batch: Batch, *, capture_attention: bool) -> Teaching:
@@ -132,17 +170,8 @@ class TeacherSide:
             return nullcontext()
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
-    def _prepared(self, read: Teaching) -> Teaching:
-        """With what the terms need, and free of the tensors captured for attention."""
-        lesson = read.lesson
-        prepared = {name: term.prepare(lesson) for name, term in self.terms.items()}
-        return replace(read, lesson=replace(lesson, view=lesson.view.without_attention()), prepared=prepared)
-
     def _read(self, view: DetrView, batch: Batch) -> Teaching:
-        known = constant(self.label_map.known, view.logits.device, torch.bool)
-        targets, columns = known_targets(batch.targets, known, all(self.label_map.known))
-        groups = self.selection(view, targets, self.adapter.match_costs)
-        others = None if columns is None else batch.targets.is_object.sum(1) - targets.is_object.sum(1)
+        asked = Asked.of(batch, self.label_map)
+        groups = self.selection(view, asked.targets, self.adapter.match_costs)
         own = batch.teacher_images
-        lesson = Lesson(view, groups, targets, known, others, own.content if own is not None else None)
-        return Teaching(lesson, columns, {}, batch.content if own is not None else None)
+        return asked.answered(view, groups) if own is None else asked.answered(view, groups, own.content, batch.content)

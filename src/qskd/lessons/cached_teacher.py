@@ -10,12 +10,11 @@ from qskd.errors import CheckpointError, ConfigError
 from qskd.labels import LabelMap
 from qskd.lessons.cache import TeacherCache
 from qskd.lessons.record import Record, RecordedMass, assembled
-from qskd.losses.term import Lesson, Term
-from qskd.models.host import constant, sent
-from qskd.models.relabel import known_targets
+from qskd.losses.term import Term
+from qskd.models.host import sent
 from qskd.models.view import DetrView
 from qskd.selection.groups import QueryGroups
-from qskd.teacher import Teaching, Unlabeled
+from qskd.teacher import Asked, Teaching, Unlabeled, prepared
 
 _MOVED = 1e-4  # a box, as a fraction of the image: more than rounding on another machine
 
@@ -63,15 +62,10 @@ class CachedTeacher:
         strides = facts.strides if "memory.0" in records[0] else ()
         view, groups, content = assembled(records, strides, facts.num_queries)
         device = batch.pixels.device
-        known = constant(self.label_map.known, device, torch.bool)
-        targets, columns = known_targets(batch.targets, known, all(self.label_map.known))
-        self._check_objects(records, targets, batch)
-        others = None if columns is None else batch.targets.is_object.sum(1) - targets.is_object.sum(1)
-        size = sent(content, device) if self.own_size else None
-        lesson = Lesson(_on(view, device), _groups_on(groups, device), targets, known, others, size)
-        prepared = {name: term.prepare(lesson) for name, term in self.terms.items()}
-        lesson = replace(lesson, view=lesson.view.without_attention())
-        return Teaching(lesson, columns, prepared, batch.content if self.own_size else None)
+        asked = Asked.of(batch, self.label_map)
+        self._check_objects(records, asked.targets, batch)
+        sizes = (sent(content, device), batch.content) if self.own_size else (None, None)
+        return prepared(asked.answered(_on(view, device), _groups_on(groups, device), *sizes), self.terms)
 
     def _check_objects(self, records: Sequence[Record], targets: Targets, batch: Batch) -> None:
         """Where the objects lie tells files, annotations and augmentations apart that nothing else does."""

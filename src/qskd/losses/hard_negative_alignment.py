@@ -11,13 +11,12 @@ from qskd.data.batch import Targets
 from qskd.losses.class_divergence import pairwise_cross_entropy, say_for_head
 from qskd.losses.term import Lesson
 from qskd.models.view import DetrView
-from qskd.selection.assignment import assign, giou_to_objects
+from qskd.selection.assignment import HOPELESS, assign, giou_to_objects
 from qskd.selection.groups import GroupQuerySelection, QueryGroups, Role, matched_object
 from qskd.selection.layerwise import by_layer
 
 _CLASS_COST, _BOX_COST, _GIOU_COST = 1.0, 5.0, 2.0
 _COCO_CLASSES = 80  # the balance of the costs was found with that many binary cross-entropies
-_HOPELESS = 1e6  # cost of a pair whose cost is not a number
 
 
 @torch.no_grad()
@@ -65,7 +64,7 @@ def align_hard_negatives(
         taken = matched_object(match, student.num_queries) >= 0
     place, usable = _candidates(student, match, taken, lesson.targets, hard["owner"], is_hard, selection, scope, top_up)
     cost = _pair_cost(student, hard, place, lesson.known_classes)
-    return assign(cost.nan_to_num(_HOPELESS, _HOPELESS, _HOPELESS).masked_fill(~usable, torch.inf), place)
+    return assign(cost.nan_to_num(HOPELESS, HOPELESS, HOPELESS).masked_fill(~usable, torch.inf), place)
 
 
 def _candidates(

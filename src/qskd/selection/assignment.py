@@ -17,7 +17,7 @@ from qskd.models.adapter import MatchCosts
 from qskd.models.view import DetrView
 from qskd.selection.layerwise import by_layer
 
-_HOPELESS = 1e6  # cost of a pair whose cost is not a number: the last to be chosen, yet no crash
+HOPELESS = 1e6  # cost of a pair whose cost is not a number: the last to be chosen, yet no crash
 _TINY = 1e-8  # inside the focal cost's logarithms, as in the published detectors
 
 
@@ -53,7 +53,7 @@ def matching_cost(view: DetrView, targets: Targets, costs: MatchCosts, giou: Ten
             cost = torch.cdist(objects.expand(*boxes.shape[:-2], -1, -1), boxes, p=1.0).mul_(costs.box_weight)
             cost = cost.sub_(giou, alpha=costs.giou_weight)
             cost = cost.add_(_class_cost(logits, no_object, targets.labels, costs), alpha=costs.class_weight)
-        return cost.nan_to_num_(_HOPELESS, _HOPELESS, _HOPELESS).clamp_(-_HOPELESS, _HOPELESS)
+        return cost.nan_to_num_(HOPELESS, HOPELESS, HOPELESS).clamp_(-HOPELESS, HOPELESS)
 
     giou = giou_to_objects(view.boxes, targets) if giou is None else giou
     return by_layer(cost_of, view.logits, view.boxes, view.no_object, giou)
