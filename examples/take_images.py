@@ -2,8 +2,8 @@
 
     python examples/take_images.py --shards 'shards/*.tar' --begin 0 --end 100000 --output_dir part
 
-The stream is a WebDataset: tar files, read one after the other by Hugging Face's ``datasets``, which ``qskd[datasets]``
-brings. Images are written as they are, not decoded.
+The stream is a WebDataset: tar files, read one after the other by Hugging Face's ``datasets`` (``pip install
+datasets``). Images are written as they are, not decoded.
 """
 
 import argparse

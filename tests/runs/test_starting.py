@@ -1,6 +1,7 @@
 """What a run says of its start: the same for all seeds, another one for other weights."""
 
 import json
+from dataclasses import fields
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from builders_runs import NAMES
 from qskd.errors import ConfigError
 from qskd.models.initialising import backbone_of
 from qskd.models.loading import load_model
+from qskd.models.shaping import StudentShape
 from qskd.runs.building import open_model
 from qskd.runs.options import PairOptions
-from qskd.runs.starting import make_student, start_of
+from qskd.runs.starting import _shape_of, make_student, start_of
 
 OTHERS = [*NAMES[:-1], "another"]  # a head row of every seed's own
 
@@ -84,3 +86,11 @@ def test_a_plain_training_says_the_same_as_a_distillation(teacher, tiny_folders)
         assert start_of(source, open_model(source, OTHERS, box_frame="content")) == start(
             teacher, student=source, inherit=False
         )
+
+
+def test_every_part_of_a_shape_has_a_flag():
+    shape = {"backbone": "resnet18", "backbone_weights": "w", "backbone_width": 0.5, "encoder_layers": 1}
+    shape |= {"decoder_layers": 2, "num_queries": 3, "hidden_size": 8, "ffn_size": 16, "hidden_expansion": 0.25}
+    assert shape.keys() == {field.name for field in fields(StudentShape)}
+    pair = PairOptions(**{f"student_{name}": value for name, value in shape.items()})
+    assert _shape_of(pair) == StudentShape(**shape)

@@ -41,7 +41,7 @@ def require_av() -> Any:
     try:
         import av
     except ImportError as error:
-        raise ConfigError('Videos are read with PyAV, which is not installed: pip install "qskd[video]"') from error
+        raise ConfigError("Videos are read with PyAV, which is not installed: `pip install av`.") from error
     return av
 
 

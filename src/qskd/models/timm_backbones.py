@@ -15,7 +15,7 @@ from qskd.models.processors import checked_norm
 
 WRAPPER = "timm_wrapper"  # what transformers calls the configuration of a timm classifier
 WRAPPED = "_backbone."  # what it puts before the names of a backbone's weights
-INSTALL = "`pip install timm`, or `qskd[timm]`."
+INSTALL = "`pip install timm`."
 _STRIDE = 32  # of the last map, in pixels
 _PROBES = (64, 96)  # heights of images that a backbone must take
 

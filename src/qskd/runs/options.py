@@ -185,6 +185,13 @@ class PairOptions:
     student_decoder_layers: int | None = field(default=None, metadata={"help": "Decoder layers of a derived student."})
     student_num_queries: int | None = field(default=None, metadata={"help": "Queries of a derived student."})
     student_hidden_size: int | None = field(default=None, metadata={"help": "Hidden size of a derived student."})
+    student_ffn_size: int | None = field(
+        default=None, metadata={"help": "Inner width of a derived student's feed-forward layers."}
+    )
+    student_hidden_expansion: float | None = field(
+        default=None,
+        metadata={"help": "Width of a derived student's fusion blocks, as RT-DETR and its successors have them."},
+    )
     inherit: bool = field(
         default=True,
         metadata={

@@ -72,6 +72,8 @@ def _shape_of(pair: PairOptions) -> StudentShape:
         decoder_layers=pair.student_decoder_layers,
         num_queries=pair.student_num_queries,
         hidden_size=pair.student_hidden_size,
+        ffn_size=pair.student_ffn_size,
+        hidden_expansion=pair.student_hidden_expansion,
     )
 
 

@@ -226,7 +226,7 @@ def _library(name: str) -> Any:
     except ImportError as error:
         raise DataError(
             f"'{name}' is no folder of COCO, YOLO or VOC data; to read it as a Hugging Face dataset, "
-            'pip install "qskd[datasets]".'
+            "`pip install datasets`."
         ) from error
     datasets.disable_progress_bars()
     return datasets
