@@ -87,6 +87,10 @@ def test_eval_prints_a_table_of_classes_and_writes_all_numbers(scenes, tmp_path,
     ("arguments", "told"),
     [
         ("train --data {scenes}", "qskd train: --model was not given"),
+        (
+            "train --model {model} --data {scenes}",
+            "qskd train: --output_dir was not given; it takes",
+        ),
         ("distill --data {scenes}", "qskd distill: --teacher was not given"),
         ("eval --data {scenes}", "qskd eval: --model was not given"),
         ("eval --model {model} --data {scenes} --batch_size 0", "qskd eval: --batch_size is 0"),

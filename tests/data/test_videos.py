@@ -24,7 +24,7 @@ def difference(pixels, wanted):
 
 def test_without_pyav_it_is_said_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ConfigError, match=r'pip install av'):
+    with pytest.raises(ConfigError, match="pip install av"):
         next(read_frames(tmp_path / "a.mp4"))
 
 

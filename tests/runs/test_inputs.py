@@ -108,6 +108,6 @@ def test_nothing_to_look_at_is_said(tmp_path):
 def test_videos_without_pyav_are_refused_before_anything_runs(tmp_path, monkeypatch):
     touch(tmp_path, "a.mp4")
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ConfigError, match=r'pip install "qskd\[video\]"'):
+    with pytest.raises(ConfigError, match="pip install av"):
         qskd.predict("nobody/nothing", tmp_path, output_dir=tmp_path / "out")
     assert os.listdir(tmp_path) == ["a.mp4"]

@@ -23,7 +23,9 @@ from qskd.models.adapter import DetrAdapter
 from qskd.models.backbone_weights import load_backbone_weights
 from qskd.models.initialising import freeze_backbone_norms
 from qskd.models.loading import BoxFrame, load_model, new_model
+from qskd.runs.folder import RunFolder
 from qskd.runs.options import DataOptions, SourceOptions
+from qskd.trainer import DistillationConfig
 
 _READERS = 8  # files looked at together: network disks answer slowly, but many at a time
 
@@ -217,6 +219,17 @@ def evenly(candidates: Sequence[int], count: int) -> list[int]:
     """At most ``count`` of the candidates, the first and the last among them, evenly spread: files are often sorted."""
     chosen = np.linspace(0, len(candidates) - 1, min(count, len(candidates))).round().astype(int)
     return [candidates[position] for position in chosen.tolist()]
+
+
+def run_folder(config: DistillationConfig) -> RunFolder:
+    """Where a training goes.
+
+    Raises:
+        ConfigError: ``output_dir`` was not given; transformers would take a folder of its own.
+    """
+    if config.given["output_dir"] is None:
+        raise missing_option("--output_dir", "a folder for the run")
+    return RunFolder(Path(config.output_dir), config.process_index == 0)
 
 
 def missing_option(name: str, what: str) -> ConfigError:

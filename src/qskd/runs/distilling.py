@@ -1,7 +1,5 @@
 """One distillation, from options to a finished folder; `qskd distill`."""
 
-from pathlib import Path
-
 from transformers import set_seed
 
 from qskd.errors import ConfigError
@@ -12,7 +10,7 @@ from qskd.models.loading import as_teacher
 from qskd.runs import building, image_sizes
 from qskd.runs.distillation import Distillation
 from qskd.runs.ending import ending
-from qskd.runs.folder import RunFolder, changed_options
+from qskd.runs.folder import changed_options
 from qskd.runs.given_teacher import GivenTeacher, LoadedTeacher
 from qskd.runs.options import DataOptions, MethodOptions, PairOptions
 from qskd.runs.recorded_teacher import open_recorded
@@ -31,7 +29,7 @@ def distill(pair: PairOptions, data: DataOptions, method: MethodOptions, config:
     if pair.teacher is None and pair.teacher_cache is None:
         raise building.missing_option("--teacher", "a hub id or the folder of a trained detector")
     settings = method.settings()
-    folder = RunFolder(Path(config.output_dir), config.process_index == 0)
+    folder = building.run_folder(config)
     resume = folder.open(config.resume_from_checkpoint)
     splits = building.open_splits(data)
     model = _open_teacher(pair) if pair.teacher is not None else None

@@ -55,7 +55,7 @@ def train(model: TrainOptions, data: DataOptions, config: DistillationConfig) ->
     """
     if model.model is None:
         raise building.missing_option("--model", "a hub id, a folder, or a configuration (.json) to train from scratch")
-    folder = RunFolder(Path(config.output_dir), config.process_index == 0)
+    folder = building.run_folder(config)
     resume = folder.open(config.resume_from_checkpoint)
     splits = building.open_splits(data)
     set_seed(config.seed)

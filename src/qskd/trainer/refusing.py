@@ -48,8 +48,6 @@ def refuse_what_cannot_work(config: "DistillationConfig") -> None:
     Raises:
         ConfigError: says what was given and what to give.
     """
-    if config.output_dir is None:
-        raise ConfigError("--output_dir was not given; it takes a folder for the run.")
     for name, least in _LEAST.items():
         if getattr(config, name) < least:
             raise ConfigError(f"{name} is {getattr(config, name)}; give at least {least}.")
