@@ -177,19 +177,25 @@ def _named(text: str) -> tuple[str, str]:
 
 def _forget_changed(place: Workplace, cells: Sequence[Cell], only_say: bool) -> None:
     """Move runs aside that were made with other settings than the grid now says, and what came of them."""
-    changed: set[str] = set()
+    moved: set[str] = set()
     for name, task in place.tasks(cells).items():  # each behind what it needs
-        if state_of(task) == "changed" or (changed.intersection(task.needs) and task.folder.exists() and task.command):
-            changed.add(name)
+        if state_of(task) == "changed" or (moved.intersection(task.needs) and task.folder.exists() and task.command):
             aside = next(path for number in range(1, 1000) if not (path := Path(f"{task.folder}.old{number}")).exists())
-            lock = take_lock(task.folder)
-            if lock is None:
+            if only_say or _move(task, aside):
+                moved.add(name)
+                print(f"{task.name}: made otherwise than it would be now; to {aside.name}")
+            else:  # and what came of it stays as well
                 print(f"{task.name}: made otherwise than it would be now, but is being trained by another call")
-                continue
-            print(f"{task.name}: made otherwise than it would be now; to {aside.name}")
-            if not only_say:
-                task.folder.rename(aside)
-            os.close(lock)
+
+
+def _move(task: Task, aside: Path) -> bool:
+    """Rename a task's folder, unless another call is at work there."""
+    lock = take_lock(task.folder)
+    if lock is None:
+        return False
+    task.folder.rename(aside)
+    os.close(lock)
+    return True
 
 
 def _environment(options: argparse.Namespace) -> dict[str, str]:

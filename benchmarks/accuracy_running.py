@@ -176,7 +176,9 @@ class Runner:
 
     def _note_start(self, task: Task, checkpoint: Path | None) -> None:
         before = notes_of(task.folder)
-        earlier = before.get("sittings", [])
+        # Versions before noted the commit and the machine of the last sitting alone.
+        known = {name: before[name] for name in ("commit", "hardware") if name in before}
+        earlier = [known | one for one in before.get("sittings", [])]
         sitting = {
             "began": datetime.now(UTC).isoformat(timespec="seconds"),
             "from_step": _step_of(checkpoint),

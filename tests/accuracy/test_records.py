@@ -29,6 +29,9 @@ def test_all_commits_that_trained_a_cell_are_told(parts, tmp_path, monkeypatch):
         parts["running"].Runner({})._note_start(task, None)
     notes = parts["states"].notes_of(task.folder)
     assert parts["records"]._said(notes, "commit") == "one and two"
+    parts["states"].write_notes(task, {"commit": "earlier", "hardware": "h", "sittings": [{"from_step": 0}]})
+    parts["running"].Runner({})._note_start(task, None)
+    assert parts["records"]._said(parts["states"].notes_of(task.folder), "commit") == "earlier and two"
     assert parts["records"]._said({"commit": "of an earlier version"}, "commit") == "of an earlier version"
     assert parts["records"]._said({}, "commit") == "unknown"
 
@@ -55,15 +58,19 @@ def test_a_changed_cell_that_is_being_trained_stays_where_it_is(parts, tmp_path,
     task = replace(task_of(parts, tmp_path / "cell", "--help"), facts={"settings": ["now"]})
     task.folder.mkdir()
     parts["states"].write_notes(task, {"settings": ["before"]})
-    place = SimpleNamespace(tasks=lambda cells: {task.name: task})
+    pupil = replace(task_of(parts, tmp_path / "pupil", "--help"), needs=(task.name,))
+    pupil.folder.mkdir()
+    place = SimpleNamespace(tasks=lambda cells: {task.name: task, "pupil": pupil})
     lock = parts["states"].take_lock(task.folder)
     parts["accuracy"]._forget_changed(place, [], only_say=False)
     assert "is being trained by another call" in capsys.readouterr().out
     assert task.folder.is_dir()
+    assert pupil.folder.is_dir()
     os.close(lock)
     parts["accuracy"]._forget_changed(place, [], only_say=False)
     assert not task.folder.exists()
     assert (tmp_path / "cell.old1").is_dir()
+    assert (tmp_path / "pupil.old1").is_dir()
 
 
 def test_what_cannot_end_in_what_is_left_of_a_call_waits_for_the_next(parts, tmp_path):

@@ -111,6 +111,13 @@ def test_an_option_that_does_not_exist_is_refused_with_the_nearest(capsys, argum
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["check", "split --output_dir out"])
+def test_what_begins_with_a_hyphen_may_follow_two(capsys, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command.split(), "--", "--weird"]) == 2
+    assert "'--weird' is no folder" in capsys.readouterr().err
+
+
 def test_a_word_too_many_is_refused(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["models", "word"])

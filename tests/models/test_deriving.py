@@ -47,7 +47,15 @@ def test_a_student_of_the_same_shape_is_its_teacher(family):
 def test_a_student_of_another_shape_can_be_trained_and_loaded(family, tmp_path):
     width = None if family in FIXED_BACKBONE else 0.5
     hidden = 32 if FAMILY_OF[family] in NARROW else 64
-    shape = StudentShape(backbone_width=width, decoder_layers=2, num_queries=7, hidden_size=hidden, ffn_size=24)
+    expansion = 0.5 if hasattr(teacher_of(family).model.config, "hidden_expansion") else None
+    shape = StudentShape(
+        backbone_width=width,
+        decoder_layers=2,
+        num_queries=7,
+        hidden_size=hidden,
+        ffn_size=24,
+        hidden_expansion=expansion,
+    )
     names = ["yak", "fox"]
 
     student, report = derive_student(teacher_of(family), shape, class_names=names)
@@ -224,7 +232,8 @@ def test_a_shape_that_contradicts_itself_is_refused(settings, message):
 @pytest.mark.parametrize(
     ("family", "shape", "message"),
     [
-        ("detr", StudentShape(hidden_expansion=0.5), "RT-DETR's"),
+        ("detr", StudentShape(hidden_expansion=0.5), "a detr has none"),
+        ("rt_detr", StudentShape(hidden_expansion=0.001), "leaves too few"),
         ("detr", StudentShape(backbone="resnet19"), r"No backbone 'resnet19'.*resnet18"),
         ("lw_detr", StudentShape(encoder_layers=2), "nothing of the kind"),
         ("rt_detr_v2", StudentShape(decoder_layers=1), "at least 2 decoder layers"),

@@ -121,7 +121,10 @@ def _annotation_files(scenes):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"dta": "x"}, "There is no option 'dta'"),
+        ({"dta": None}, "There is no option 'dta'. Did you mean 'data'?"),
+        ({"imges": 3}, "There is no option 'imges'. Did you mean 'images'?"),
+        ({"data": 5}, "data is 5; give a text or a path"),
+        ({"val_annotations": "x", "val_images": "y", "val_split": "test"}, "give --data, too"),
         ({"val_split": "test"}, "give --data, too"),
         ({"latency": "off"}, "latency is 'off'; give True or False"),
     ],

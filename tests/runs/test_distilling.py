@@ -252,6 +252,11 @@ ZERO = {"lapd_class_weight": "0", "lapd_box_weight": "0", "lapd_giou_weight": "0
         ({"method": "qkd"}, ConfigError, "There is no method 'qkd'. Methods: qskd"),
         ({"selection_cap": "few"}, ConfigError, "'selection.cap' is 'few'"),
         ({"image_size": 72}, ConfigError, "--image_size 72 is not a multiple of 32"),
+        (
+            {"dataloader_drop_last": True, "per_device_train_batch_size": 64},
+            ConfigError,
+            "dataloader_drop_last drops all 16",
+        ),
         ({"data": "nowhere"}, DataError, "'nowhere' is no folder here"),
         ({"selection_kap": "5"}, ConfigError, "no option 'selection_kap'. Did you mean 'selection_cap'"),
         ({"student_layers": 2}, ConfigError, "no option 'student_layers'"),

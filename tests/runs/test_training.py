@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from qskd.errors import CheckpointError, ConfigError, DataError, NonFiniteLoss
 from qskd.evaluation.coco_map import CocoEvaluator
 from qskd.evaluation.kept import KeptDetections, images_digest
 from qskd.models.loading import load_model
-from qskd.runs.training import loading_processes
+from qskd.runs.training import Job, loading_processes
 from qskd.trainer import DistillationConfig
 
 STUDENT = Path(qskd.__file__).parent / "assets" / "demo_student.json"
@@ -351,6 +352,17 @@ def fewer(content):
 
 def a_crowd(content):
     content["annotations"][0]["iscrowd"] = 1
+
+
+def test_a_rate_that_follows_ap_is_resumed_with_as_many_evaluations(tmp_path):
+    def evaluations(**options):
+        config = DistillationConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+        return Job._evaluations(SimpleNamespace(config=config))
+
+    plateau = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps"}
+    assert evaluations(eval_strategy="steps", eval_steps=2) is None
+    assert evaluations(**plateau, eval_steps=2) == evaluations(**plateau, eval_steps=2)
+    assert evaluations(**plateau, eval_steps=2) != evaluations(**plateau, eval_steps=3)
 
 
 def test_what_no_resumed_run_may_change(finished, scenes, tiny_folders, tmp_path):

@@ -1,15 +1,13 @@
 """Runs that stop before their last step: what they say and what they leave."""
 
 import errno
-from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from builders_runs import entries_of
+from builders_runs import edited, entries_of, without_objects
 from builders_trainer import adapter_of, dataset, trainer_of
 from qskd.data.batch import collate
 from qskd.errors import ConfigError, NonFiniteLoss
@@ -173,13 +171,27 @@ def test_data_with_which_settings_would_do_nothing_is_refused(tmp_path, scenes, 
     assert told in str(caught.value)
 
 
-def test_what_goes_by_ap_needs_an_image_with_an_object(tmp_path, scenes):
+def crowds(content):
+    for entry in content["annotations"]:
+        entry["iscrowd"] = 1
+
+
+@pytest.mark.parametrize("change", [without_objects, crowds])
+def test_what_goes_by_ap_needs_an_image_with_an_object(tmp_path, scenes, change):
     options = {"early_stopping_patience": 2, **EVALUATE}
-    trainer = trainer_of(tmp_path, scenes, adapter_of("detr"), **options)
-    check_data(trainer.args, trainer.train_dataset, trainer.eval_dataset)
-    index = replace(trainer.eval_dataset.index, images=())
+    args = trainer_of(tmp_path, scenes, adapter_of("detr"), **options).args
+    index = dataset(edited(scenes, tmp_path / "data", change, "val"), "val").index
+    assert len(index) > 0
     with pytest.raises(ConfigError, match="no validation images with objects"):
-        check_data(trainer.args, trainer.train_dataset, SimpleNamespace(index=index))
+        check_data(args, 16, index)
+
+
+@pytest.mark.parametrize("options", [{}, {"early_stopping_patience": 2}, {"lr_scheduler_type": "greedy"}])
+def test_a_metric_of_objects_that_there_are_none_of_is_refused(tmp_path, scenes, options):
+    given = {"metric_for_best_model": "AP_large", **EVALUATE} | options
+    with pytest.raises(ConfigError, match="goes by AP_large, but there are no validation images with objects that"):
+        trainer_of(tmp_path, scenes, adapter_of("detr"), **given)
+    trainer_of(tmp_path, scenes, adapter_of("detr"), **given | {"metric_for_best_model": "AP_small"})
 
 
 def test_a_resumed_run_goes_on_counting(tmp_path, scenes):

@@ -5,6 +5,7 @@ import torch
 
 from builders_runs import edited, entries_of, without_objects
 from builders_trainer import adapter_of, trainer_of
+from qskd.trainer.trainer import decays, decays_by_name
 
 EVERY_FAMILY = pytest.mark.parametrize(
     "name", ["detr", "conditional_detr", "dab-detr", "rt_detr", "deformable_detr-two-stage"]
@@ -123,6 +124,26 @@ def test_no_norm_decays_whatever_it_is_called(tmp_path, scenes, name):
     assert set(found) == {0.0}
     layers = [module for module in trainer.distiller.modules() if isinstance(module, torch.nn.Linear)]
     assert {decays[id(layer.weight)] for layer in layers if layer.weight.requires_grad} == {0.05}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("student.layer.0.weight", (3, 4), True),
+        ("student.conv.weight", (3, 4, 1, 1), True),
+        ("student.input_proj.0.1.weight", (4,), False),
+        ("student.layer.bias", (4,), False),
+        ("student.backbone.attention.relative_position_bias_table", (9, 4), False),
+        ("student.backbone.grn.bias", (1, 1, 1, 4), False),
+    ],
+)
+def test_weight_decay_is_for_matrices_that_are_no_biases(name, shape, expected):
+    assert decays(name, torch.zeros(shape)) == expected
+
+
+def test_where_names_tell_the_same_older_checkpoints_fit():
+    told = {name: decays_by_name(adapter_of(name).model) for name in ("detr", "conditional_detr", "rt_detr", "d_fine")}
+    assert told == {"detr": True, "conditional_detr": True, "rt_detr": False, "d_fine": False}
 
 
 def test_projections_are_trained_with_the_student(tmp_path, scenes):

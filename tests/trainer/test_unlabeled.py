@@ -225,21 +225,40 @@ def test_bad_options_are_refused_before_anything_runs(folder, scenes, tmp_path, 
         qskd.distill(**options(tmp_path / "run", scenes, folder) | changes)
 
 
-def test_they_may_be_all_that_the_teacher_is_asked_about(folder, scenes, tmp_path):
+def calls_of(monkeypatch, name):
+    """The keywords of every call of a teacher's method from now on."""
+    calls, method = [], getattr(TeacherSide, name)
+
+    def noted(*given, **keywords):
+        calls.append(keywords)
+        return method(*given, **keywords)
+
+    monkeypatch.setattr(TeacherSide, name, noted)
+    return calls
+
+
+def test_they_may_be_all_that_the_teacher_is_asked_about(folder, scenes, tmp_path, monkeypatch):
     given = options(tmp_path / "run", scenes, folder, method="none", preflight=True, unlabeled_threshold=0.2)
+    taught = calls_of(monkeypatch, "teach")
     run = qskd.distill(**given)
     assert run.summary["steps"] == 2
+    assert len(taught) == 3  # of the preflight alone: no term reads what it says of labelled images
     with pytest.raises(ConfigError, match="--unlabeled images would teach nothing"):
         qskd.distill(**given | {"output_dir": tmp_path / "off", "unlabeled_detection": "off"})
 
 
-def test_a_class_that_the_teacher_lacks_is_not_unlearnt_on_them(folder, scenes, tmp_path, capsys):
+def test_a_class_that_the_teacher_lacks_is_not_unlearnt_on_them(folder, scenes, tmp_path, capsys, monkeypatch):
     def renamed(content):
         content["categories"][0]["name"] = "strange"
 
     data = edited(scenes, tmp_path / "data", renamed, "train", "val")
-    qskd.distill(**options(tmp_path / "run", data, folder, logging_steps=1, unlabeled_threshold=0.2))
-    assert "warning: the teacher lacks a class, whose objects would be background" in capsys.readouterr().out
+    asked = calls_of(monkeypatch, "label")
+    for name, where, learns in (("lacking", data, False), ("knowing", scenes, True)):
+        asked.clear()
+        qskd.distill(**options(tmp_path / name, where, folder, unlabeled_threshold=0.2))
+        assert [call["sample"] is not None for call in asked] == [learns] * 2  # steps
+        warned = "warning: the teacher lacks a class, whose objects would be background" in capsys.readouterr().out
+        assert warned != learns
     with pytest.raises(ConfigError, match=r"would teach nothing.* the teacher lacks a class"):
         qskd.distill(**options(tmp_path / "none", data, folder, method="none"))
 

@@ -53,6 +53,8 @@ class CommandParser(ArgumentParser):
         for argument in itertools.takewhile(lambda argument: argument != "--", arguments):
             if argument.startswith("--") and argument.split("=")[0] not in known:
                 raise ConfigError(_no_option(argument, known))
+        if "--" in arguments:  # which parse_intermixed_args of Python 3.11 does not understand
+            return self.parse_args(list(arguments))
         return self.parse_intermixed_args(list(arguments))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-_SMALL, _MEDIUM = 32.0**2, 96.0**2  # square pixels; COCO's bins
+SMALL, MEDIUM = 32.0**2, 96.0**2  # square pixels; COCO's bins
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,9 @@ def statistics_of(content: Mapping[str, Any]) -> SplitStatistics:
         classes={name: by_class[key] for key, name in names.items()},
         images_with_class={name: with_class[key] for key, name in names.items()},
         sizes={
-            "small": int((areas < _SMALL).sum()),
-            "medium": int(((areas >= _SMALL) & (areas < _MEDIUM)).sum()),
-            "large": int((areas >= _MEDIUM).sum()),
+            "small": int((areas < SMALL).sum()),
+            "medium": int(((areas >= SMALL) & (areas < MEDIUM)).sum()),
+            "large": int((areas >= MEDIUM).sum()),
         },
         objects_per_image={
             "least": float(counts.min()),

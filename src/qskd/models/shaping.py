@@ -25,12 +25,14 @@ class StudentShape:
     num_queries: int | None = None
     hidden_size: int | None = None  # D of encoder and decoder, a multiple of the attention heads
     ffn_size: int | None = None  # inner width of the feed-forward layers
-    hidden_expansion: float | None = None  # width of a hybrid encoder's fusion blocks; small models have 0.5
+    hidden_expansion: float | None = (
+        None  # width of fusion blocks, or a projector; small models have 0.5
+    )
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, (int, float)) and value <= 0:
+            if isinstance(value, (int, float)) and not 0 < value < math.inf:
                 raise ConfigError(f"{field.name} of a student is {value}, expected a positive number.")
         if self.backbone_weights and self.backbone and not is_named(self.backbone):
             raise ConfigError(f"The backbone '{self.backbone}' brings its own weights; leave backbone_weights out.")
@@ -58,15 +60,24 @@ def student_config(teacher: DetrAdapter, shape: StudentShape, class_names: Seque
     if shape.hidden_size is not None:
         _set_hidden_size(config, shape.hidden_size)
     if shape.hidden_expansion is not None:
-        if not hasattr(config, "hidden_expansion"):
-            raise ConfigError(f"hidden_expansion is RT-DETR's and its successors'; a {config.model_type} has none.")
-        config.hidden_expansion = shape.hidden_expansion
+        _set_hidden_expansion(config, shape.hidden_expansion)
     if shape.changes_backbone:
         _set_backbone(config, shape)
     for option, names in _FIELDS.items():
         _set_fields(config, option, names, getattr(shape, option))
     _check_layers(config)
     return config
+
+
+def _set_hidden_expansion(config: Any, expansion: float) -> None:
+    if not hasattr(config, "hidden_expansion"):
+        raise ConfigError(
+            f"hidden_expansion is of RT-DETR and its successors, LW-DETR and RF-DETR; a {config.model_type} has none."
+        )
+    width = getattr(config, "encoder_hidden_dim", None) or config.d_model
+    if int(width * expansion) < 2:  # D-FINE halves it once more
+        raise ConfigError(f"hidden_expansion {expansion} of {width} channels leaves too few: give a greater one.")
+    config.hidden_expansion = expansion
 
 
 _FIELDS: dict[str, tuple[str, ...]] = {

@@ -3,11 +3,9 @@
 import os
 from collections.abc import Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from qskd.errors import ConfigError
 from qskd.runs import caching_teacher, distilling, evaluating, inspecting, predicting, training
 from qskd.runs.caching_pass import Cached
 from qskd.runs.inspecting import Inspected, InspectOptions
@@ -19,6 +17,7 @@ from qskd.runs.options import (
     PairOptions,
     SourceOptions,
     TrainOptions,
+    no_option,
 )
 from qskd.runs.predicting import Predicted, PredictOptions
 from qskd.runs.training import RunResult
@@ -133,7 +132,6 @@ def _split(options: dict[str, Any], kinds: Sequence[type]) -> list[Any]:
     known = {entry.name: kind for kind in reversed(kinds) for entry in fields(kind) if entry.init}
     for name in options:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            raise ConfigError(f"There is no option '{name}'." + (f" Did you mean '{near[0]}'?" if near else ""))
+            raise no_option(name, known)
     given = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
     return [kind(**{name: value for name, value in given.items() if known[name] is kind}) for kind in kinds]

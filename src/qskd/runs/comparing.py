@@ -11,11 +11,11 @@ from qskd.reporting.closeup import CloseUp
 from qskd.reporting.compare import Findings, compare_runs
 from qskd.reporting.report import Pictures, write_report
 from qskd.reporting.rows import Row
-from qskd.runs.options import SourceOptions
+from qskd.runs.options import SourceOptions, no_option
 from qskd.runs.picturing import draw_pictures
 from qskd.runs.reading import Run, name_teachers, open_runs
 from qskd.runs.recalling import find_all, look_closely
-from qskd.runs.recorded_data import moved_data
+from qskd.runs.recorded_data import MOVED, moved_data
 from qskd.runs.sitting import Sitter, open_data, sitters_of
 from qskd.runs.timing import time_side_by_side
 
@@ -65,6 +65,8 @@ def compare(
         raise ConfigError(f"--images is {images}; give a number of images, 0 for none.")
     if not isinstance(latency, bool):
         raise ConfigError(f"latency is {latency!r}; give True or False.")
+    for name in data.keys() - set(MOVED):
+        raise no_option(name, (*MOVED, "output_dir", "images", "latency"))
     opened = name_teachers(open_runs([Path(run) for run in runs]))
     moved = moved_data(opened[0].record.config, data)
     make_folder(output_dir, "--output_dir")

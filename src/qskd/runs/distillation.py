@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Distillation(Job):
     teacher: GivenTeacher
     settings: MethodSettings
     pair: PairOptions
+    _opened: list[UnlabeledImages] = field(default_factory=list)  # once: there may be millions
 
     def _check_unlabeled(self) -> list[str]:
         """What to tell of the way that unlabelled images are learnt from.
@@ -71,14 +72,15 @@ class Distillation(Job):
         Raises:
             DataError: they cannot be used.
         """
-        if self.pair.unlabeled is None:
-            return None
+        if self.pair.unlabeled is None or self._opened:
+            return self._opened[0] if self._opened else None
         folder = Path(self.pair.unlabeled).expanduser()
         dataset = building.unlabeled_dataset(
             folder, self.splits, self.data, self.size, self.config.seed, self.teacher.size
         )
         batch = self.pair.unlabeled_batch_size or self.config.per_device_train_batch_size
-        return UnlabeledImages(dataset, batch, self.pair.unlabeled_threshold, self._detects_on_unlabeled)
+        self._opened.append(UnlabeledImages(dataset, batch, self.pair.unlabeled_threshold, self._detects_on_unlabeled))
+        return self._opened[0]
 
     @property
     def _detects_on_unlabeled(self) -> bool:
@@ -98,7 +100,7 @@ class Distillation(Job):
             self.splits, self.data, self.size, self.config.seed, self.teacher.size, workers=workers
         )
         train = self.teacher.prepare(train)
-        if not self.is_teaching:
+        if not self.settings.weights:
             train.teacher_transform = None
         return train, val
 

@@ -17,6 +17,7 @@ from qskd.runs.recorded_teacher import open_recorded
 from qskd.runs.starting import make_student
 from qskd.runs.training import RunResult
 from qskd.trainer import DistillationConfig
+from qskd.trainer.refusing import check_data
 
 
 def distill(pair: PairOptions, data: DataOptions, method: MethodOptions, config: DistillationConfig) -> RunResult:
@@ -32,6 +33,7 @@ def distill(pair: PairOptions, data: DataOptions, method: MethodOptions, config:
     folder = building.run_folder(config)
     resume = folder.open(config.resume_from_checkpoint)
     splits = building.open_splits(data)
+    check_data(config, len(splits.train), splits.val)
     model = _open_teacher(pair) if pair.teacher is not None else None
     cached = open_recorded(pair, splits, data, settings, model) if pair.teacher_cache is not None else None
     # Again, so that the student begins as it would without a teacher.

@@ -1,10 +1,19 @@
 """What a user can say about a run, beside ``DistillationConfig``: the data, the models, the method."""
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, make_dataclass
+from difflib import get_close_matches
 from typing import Any, Literal
 
+from qskd.errors import ConfigError
 from qskd.losses.presets import PRESETS, MethodSettings, option_names, options_of, resolve
+
+
+def no_option(name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a keyword that does not exist."""
+    near = get_close_matches(name, list(known), n=1)
+    return ConfigError(f"There is no option '{name}'." + (f" Did you mean '{near[0]}'?" if near else ""))
 
 
 @dataclass
@@ -190,7 +199,9 @@ class PairOptions:
     )
     student_hidden_expansion: float | None = field(
         default=None,
-        metadata={"help": "Width of a derived student's fusion blocks, as RT-DETR and its successors have them."},
+        metadata={
+            "help": "Width of a derived student's fusion blocks (RT-DETR and successors) or projector (LW-DETR, RF-DETR)."
+        },
     )
     inherit: bool = field(
         default=True,

@@ -9,6 +9,7 @@ from qskd.runs.options import SourceOptions
 
 _PLACES = ("data", "val_annotations", "val_images")
 _FORM = ("data_format", "box_format", "val_split")
+MOVED = (*_PLACES, *_FORM)  # what a user can say of data that is not where it was
 _NAMES = (*_PLACES, *_FORM, "train_annotations", "train_images")
 
 
@@ -25,25 +26,27 @@ def data_of(config: Mapping[str, Any]) -> SourceOptions:
     return SourceOptions(**named)
 
 
-def moved_data(config: Mapping[str, Any], given: Mapping[str, str | os.PathLike[str] | None]) -> SourceOptions | None:
+def moved_data(config: Mapping[str, Any], given: Mapping[str, Any]) -> SourceOptions | None:
     """Where the data of a run lies now, as its user says; read as the run read it, unless the user says otherwise.
 
     Args:
         config: of the run.
-        given: names of ``SourceOptions`` that are about validation data, and their values; None was not given.
+        given: values of ``MOVED`` by name; None was not given.
 
     Returns:
         None where nothing was given: the data is where the run had it.
 
     Raises:
-        ConfigError: an option does not exist, or only the form of data was given, but not where it lies.
+        ConfigError: a value is no text or path, or the form of data was given, but not where it lies.
     """
+    for name, value in given.items():
+        if value is not None and not isinstance(value, str | os.PathLike):
+            raise ConfigError(f"{name} is {value!r}; give a text or a path.")
     said = {name: os.fspath(value) for name, value in given.items() if value is not None}
-    for name in said.keys() - {*_PLACES, *_FORM}:
-        raise ConfigError(f"There is no option '{name}'. Data is named by {', '.join((*_PLACES, *_FORM))}.")
     if not said:
         return None
-    if not said.keys() & set(_PLACES):
-        raise ConfigError(f"--{next(iter(said))} says how to read --data: give --data, too.")
+    form = [name for name in said if name in _FORM]
+    if form and "data" not in said:
+        raise ConfigError(f"--{form[0]} says how to read --data: give --data, too.")
     recorded = {name: config[name] for name in _FORM if isinstance(config.get(name), str)}
     return SourceOptions(**(recorded | said))

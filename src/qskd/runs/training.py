@@ -33,6 +33,8 @@ from qskd.runs.processes import on_this_machine
 from qskd.runs.starting import start_of
 from qskd.teacher import Teacher
 from qskd.trainer import DistillationConfig, DistillationTrainer, UnlabeledImages, checkpoints
+from qskd.trainer.refusing import best_by, check_data, follows_ap
+from qskd.trainer.trainer import decays_by_name
 
 _PICTURES = 4  # validation images shown in TensorBoard at each evaluation
 
@@ -58,6 +60,7 @@ def train(model: TrainOptions, data: DataOptions, config: DistillationConfig) ->
     folder = building.run_folder(config)
     resume = folder.open(config.resume_from_checkpoint)
     splits = building.open_splits(data)
+    check_data(config, len(splits.train), splits.val)
     set_seed(config.seed)
     adapter = building.open_model(
         model.model,
@@ -173,7 +176,7 @@ class Job:
         """
         augmentation = {name: getattr(self.data, name) for name in ("flip", "crop", "zoom_out", "photometric")}
         fading = self.config.distillation_schedule
-        best_by = str(self.config.metric_for_best_model).removeprefix("eval_")
+        metric = best_by(self.config)
         identity = {
             **more,
             "classes": list(self.splits.class_names),
@@ -189,14 +192,22 @@ class Job:
             "freeze batch norm": self.config.freeze_batch_norm or None,
             "backbone weights": self.has_given_backbone or None,
             "distillation schedule": None if fading == "constant" else fading,
-            "best by": None if best_by == "AP" else best_by,  # what best/ holds so far was chosen by it
-            "decayed weights": "matrices",  # how the optimiser's state is divided; it was by names once
+            "best by": None if metric == "AP" else metric,  # what best/ holds so far was chosen by it
+            "evaluations": self._evaluations(),
             "channels last": self.config.channels_last or None,  # the optimiser's state lies as the weights do
             checkpoints.TRAINED: sum(one.requires_grad for one in self.student.model.parameters()),
+            checkpoints.DECAYED: None if decays_by_name(self.student.model) else "matrices",
         }
         if resume is not None:
             checkpoints.check(resume, identity)
         return identity
+
+    def _evaluations(self) -> list[Any] | None:
+        """How often AP is measured, where the learning rate follows it."""
+        config = self.config
+        if not follows_ap(config):
+            return None
+        return [str(getattr(config.eval_strategy, "value", config.eval_strategy)), config.eval_steps, config.eval_delay]
 
     def run(
         self,

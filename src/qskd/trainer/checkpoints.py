@@ -26,6 +26,8 @@ TRAINED = "number of tensors that learn (norms of a pretrained backbone do not)"
 IDENTITY = "identity.json"
 _BEFORE = {"lapd.hard_negative_box_weight": 1.0}  # how runs from before an option behaved
 _GONE = {"lapd.hard_negative_schedule": "constant"}  # options of earlier versions, and how all runs behave now
+DECAYED = "decayed weights"
+_OLDER = "Norms or biases had weight decay in the version of qskd that wrote it: go on with that"
 STATE = "trainer_state.json"
 EVALUATION_DUE = "evaluation_due"
 UNFINISHED = ".unfinished"  # checkpoints are written in here and then moved
@@ -76,9 +78,10 @@ def check(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
             continue  # a checkpoint from before it was noted
         was = saved.get(key, _BEFORE.get(key))
         if was != value:
+            advice = _OLDER if key == DECAYED else "Resume with the settings it was started with"
             raise CheckpointError(
                 f"{folder} belongs to another run: its {key} is {was!r}, this run's is {value!r}. "
-                "Resume with the settings it was started with, or start a new run in another --output_dir."
+                f"{advice}, or start a new run in another --output_dir."
             )
     return saved
 

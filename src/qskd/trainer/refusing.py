@@ -1,5 +1,6 @@
 """What settings of a training cannot be: alone, together, or with the data that is given."""
 
+import math
 from dataclasses import fields
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -8,7 +9,8 @@ import torch
 from transformers import SchedulerType, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from qskd.data.dataset import DetectionDataset
+from qskd.data.index import DetectionIndex
+from qskd.data.statistics import MEDIUM, SMALL
 from qskd.errors import ConfigError
 from qskd.evaluation.coco_map import CocoMetrics
 
@@ -37,6 +39,7 @@ _REFUSED = {
     "load_best_model_at_end": "is not needed: the best weights are always in <output_dir>/best. Leave it out.",
 }
 _FOLLOW_AP = ("reduce_lr_on_plateau", "greedy")  # schedules that transformers steps with what is measured
+_AREAS = {"small": (0.0, SMALL), "medium": (SMALL, MEDIUM), "large": (MEDIUM, math.inf)}  # pixels, as COCO bins them
 _MANY_STEPS = 10**6  # for a schedule that is made only to see whether it can be
 _PACKAGES = {"azure_ml": "azureml", "comet_ml": "comet_ml"}  # of loggers that are named otherwise
 _METRICS = tuple(entry.name for entry in fields(CocoMetrics) if entry.name.startswith("A"))
@@ -56,7 +59,7 @@ def refuse_what_cannot_work(config: "DistillationConfig") -> None:
             raise ConfigError(f"{name} {reason}")
     if config.max_steps <= 0 and config.num_train_epochs <= 0:
         raise ConfigError(f"num_train_epochs is {config.num_train_epochs}; give more than 0, or max_steps.")
-    looking = _looks_at_ap(config)
+    looking = looks_at_ap(config)
     if looking and getattr(config.eval_strategy, "value", config.eval_strategy) == "no":
         raise ConfigError(f"{looking} needs evaluations; set eval_strategy to steps or epoch.")
     _refuse_values(config)
@@ -69,45 +72,73 @@ def _refuse_values(config: "DistillationConfig") -> None:
         raise ConfigError(
             f"distillation_schedule is '{config.distillation_schedule}'; give {', '.join(get_args(Fading))}."
         )
-    if str(config.metric_for_best_model).removeprefix("eval_") not in _METRICS:
+    if best_by(config) not in _METRICS:
         raise ConfigError(f"metric_for_best_model is '{config.metric_for_best_model}'; give {', '.join(_METRICS)}.")
 
 
-def _looks_at_ap(config: "DistillationConfig") -> str | None:
+def looks_at_ap(config: "DistillationConfig") -> str | None:
     """The setting that decides by what evaluations find, if there is one."""
     if config.early_stopping_patience:
         return "early_stopping_patience"
     name = getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)
-    return f"lr_scheduler_type {name}" if name in _FOLLOW_AP else None
+    return f"lr_scheduler_type {name}" if follows_ap(config) else None
 
 
-def check_data(config: "DistillationConfig", train: DetectionDataset | None, val: DetectionDataset | None) -> None:
+def follows_ap(config: "DistillationConfig") -> bool:
+    """Whether the learning rate goes by what is measured."""
+    return getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type) in _FOLLOW_AP
+
+
+def check_data(config: "DistillationConfig", train_images: int | None, val: DetectionIndex | None) -> None:
     """Refuse data with which a training would not do what its settings say.
 
+    Args:
+        config: the settings.
+        train_images: None where nothing is trained.
+        val: on which AP is measured; None where it is not.
+
     Raises:
-        ConfigError: nothing can be measured, but a setting goes by AP; or dropping the last batch drops all of them.
+        ConfigError: what a setting goes by cannot be measured, or dropping the last batch drops all of them.
     """
-    looking = _looks_at_ap(config)
-    if looking and not (val is not None and any(len(val.index.labels(image)) for image in range(len(val.index)))):
-        raise ConfigError(f"{looking} goes by AP, but there are no validation images with objects. Leave it out.")
-    together = config.train_batch_size * config.world_size
-    if config.dataloader_drop_last and train is not None and len(train) < together:
+    looking, metric = looks_at_ap(config), best_by(config)
+    if looking is None and val is not None and metric != "AP":
+        looking = "metric_for_best_model"
+    if looking and not (val is not None and _tells(val, metric)):
         raise ConfigError(
-            f"dataloader_drop_last drops all {len(train)} training images: {together} make a batch of every process. "
+            f"{looking} goes by {metric}, but there are no validation images with objects that tell it. Leave it out."
+        )
+    together = config.train_batch_size * config.world_size
+    if config.dataloader_drop_last and train_images is not None and train_images < together:
+        raise ConfigError(
+            f"dataloader_drop_last drops all {train_images} training images: {together} make a batch of every process. "
             "Leave it out, or give a smaller per_device_train_batch_size."
         )
 
 
+def best_by(config: "DistillationConfig") -> str:
+    """The metric that decides what is best, as COCO calls it."""
+    return str(config.metric_for_best_model).removeprefix("eval_")
+
+
+def _tells(val: DetectionIndex, metric: str) -> bool:
+    """Whether there is an object that the metric is about."""
+    areas = val.annotations.areas[~val.annotations.is_crowd]
+    low, high = _AREAS.get(metric.rpartition("_")[2], (0.0, math.inf))
+    return bool(((areas >= low) & (areas <= high)).any())
+
+
 def settled_schedule(config: "DistillationConfig") -> dict[str, Any] | None:
-    """The settings of the schedule; one that follows AP is told that more of it is better.
+    """The settings of the schedule; one that follows AP is told that more of it is better, and may fall to 0.
 
     Raises:
         ConfigError: the opposite was asked for.
     """
     given: dict[str, Any] | None = config.lr_scheduler_kwargs
-    if SchedulerType(config.lr_scheduler_type).value not in _FOLLOW_AP:
+    if not follows_ap(config):
         return given
-    settled = {"mode": "max", **(given or {})}
+    name = SchedulerType(config.lr_scheduler_type).value
+    # The least rate of "greedy" is 1e-3 by itself: above most of ours, which could only rise.
+    settled = {"mode": "max"} | ({"min_lr": 0.0} if name == "greedy" else {}) | (given or {})
     if settled["mode"] != "max":
         raise ConfigError(
             f"lr_scheduler_kwargs has mode {settled['mode']}, but AP is better where it is greater: leave mode out."

@@ -43,6 +43,21 @@ class StepInput:
     unlabeled: Unlabeled | None = None
 
 
+def decays(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay is for a parameter: matrices and kernels, but biases of whatever shape.
+
+    The base class goes by names alone, and misses norms that are called "0.1", layer scales and the like.
+    """
+    return parameter.ndim > 1 and "bias" not in name.rpartition(".")[2]
+
+
+def decays_by_name(model: nn.Module) -> bool:
+    """Whether the names that the base class goes by tell the same of this model."""
+    named = set(SafeTrainer.get_decay_parameter_names(None, model))
+    trained = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
+    return all(decays(name, one) == (name in named) for name, one in trained)
+
+
 class DistillationTrainer(SafeTrainer):
     """Trains a detector plainly, or as the student of a teacher.
 
@@ -74,7 +89,8 @@ class DistillationTrainer(SafeTrainer):
         unlabeled: UnlabeledImages | None = None,
         pictures: Callable[[DetrAdapter], Sequence[tuple[str, NDArray[np.uint8]]]] | None = None,
     ) -> None:
-        check_data(args, train_dataset, eval_dataset)
+        train_images = None if train_dataset is None else len(train_dataset)
+        check_data(args, train_images, None if eval_dataset is None else eval_dataset.index)
         if eval_dataset is None:
             args.eval_strategy = type(args.eval_strategy)("no")
         super().__init__(
@@ -128,7 +144,8 @@ class DistillationTrainer(SafeTrainer):
             self.batch_shape = tuple(batches[0].pixels.shape)
         batches = [batch.to(device, non_blocking=True) for batch in batches]
         with self.accelerator.autocast():
-            teachings = [self.teacher.teach(batch) if self.teacher else None for batch in batches]
+            teacher = self.teacher if self.distiller.terms else None  # it may be there for unlabelled images alone
+            teachings = [teacher.teach(batch) if teacher is not None else None for batch in batches]
             unlabeled: Sequence[Unlabeled | None] = [None] * len(batches)
             if self.unlabeled is not None:
                 unlabeled = self.unlabeled.label(self.state.global_step, device, len(batches))
@@ -240,8 +257,7 @@ class DistillationTrainer(SafeTrainer):
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                is_matrix = parameter.ndim > 1  # the base class goes by names, and misses norms that are called "0.1"
-                groups.setdefault((".backbone." in name, is_matrix), []).append(parameter)
+                groups.setdefault((".backbone." in name, decays(name, parameter)), []).append(parameter)
         return [
             {
                 "params": parameters,
