@@ -25,9 +25,7 @@ class StudentShape:
     num_queries: int | None = None
     hidden_size: int | None = None  # D of encoder and decoder, a multiple of the attention heads
     ffn_size: int | None = None  # inner width of the feed-forward layers
-    hidden_expansion: float | None = (
-        None  # width of fusion blocks, or a projector; small models have 0.5
-    )
+    hidden_expansion: float | None = None  # width of fusion blocks, or a projector; small models have 0.5
 
     def __post_init__(self) -> None:
         for field in fields(self):

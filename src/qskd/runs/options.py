@@ -200,7 +200,7 @@ class PairOptions:
     student_hidden_expansion: float | None = field(
         default=None,
         metadata={
-            "help": "Width of a derived student's fusion blocks (RT-DETR and successors) or projector (LW-DETR, RF-DETR)."
+            "help": "Width of a derived student's fusion blocks (RT-DETR, successors) or projector (LW-, RF-DETR)."
         },
     )
     inherit: bool = field(
