@@ -9,7 +9,15 @@ import pytest
 from builders_accuracy import ROOT
 
 OWN = ("accuracy", "accuracy_grid", "accuracy_preparing", "accuracy_reading", "accuracy_records", "accuracy_running")
-MODULES = (*OWN, "accuracy_commands", "accuracy_machine", "accuracy_states", "accuracy_tables", "accuracy_tasks")
+MODULES = (
+    *OWN,
+    "accuracy_commands",
+    "accuracy_images",
+    "accuracy_machine",
+    "accuracy_states",
+    "accuracy_tables",
+    "accuracy_tasks",
+)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from qskd.evaluation.coco_map import EvaluatorState
 from qskd.evaluation.detections import Detections
 from qskd.evaluation.kept import as_evaluated
 from qskd.runs.comparing import compare
-from qskd.runs.options import DataOptions
 
 
 def keep(run, index, found, *, teacher=False):
@@ -86,7 +85,7 @@ def test_detections_of_other_images_are_not_taken(kept, tmp_path, tiny_folders):
     renamed = tmp_path / "renamed"
     draw_dataset(renamed, train=1, val=7, size=64, seed=5)
     shutil.copytree(tiny_folders["rt_detr_student"], base / "best")
-    made = compare([base, student], tmp_path / "out", data=DataOptions(data=str(renamed)), images=0, latency=False)
+    made = compare([base, student], tmp_path / "out", data=renamed, images=0, latency=False)
     look = made.findings.closeup
     assert [one.label for one in look.models] == ["baseline"]
     assert any("Asked again" in note and "base" in note for note in look.notes)
