@@ -140,7 +140,7 @@ def test_the_trainers_metrics_are_those_of_the_evaluator_alone(tmp_path, scenes)
 def test_validation_images_without_objects_choose_no_best_model(tmp_path, scenes, capsys):
     """AP is undefined there: nothing to log, nothing to choose by, no crash."""
     nothing = edited(scenes, tmp_path / "nothing", without_objects, "val")
-    options = {"max_steps": 2, "early_stopping_patience": 1, **EVERY_STEP}
+    options = {"max_steps": 2, **EVERY_STEP}
     trainer = trainer_of(tmp_path / "run", nothing, adapter_of("detr"), **options)
     trainer.train()
     assert trainer.state.global_step == 2
