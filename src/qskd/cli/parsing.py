@@ -5,7 +5,6 @@ import json
 from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +12,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from qskd.errors import ConfigError
+from qskd.runs.options import no_option
 from qskd.runs.processes import rank
 
 _NOTHING = ("", "~", "null", "Null", "NULL")  # YAML's ways of saying None
@@ -52,7 +52,7 @@ class CommandParser(ArgumentParser):
         known = [name for action in self._actions for name in action.option_strings]
         for argument in itertools.takewhile(lambda argument: argument != "--", arguments):
             if argument.startswith("--") and argument.split("=")[0] not in known:
-                raise ConfigError(_no_option(argument, known))
+                raise no_option(argument, known)
         if "--" in arguments:  # which parse_intermixed_args of Python 3.11 does not understand
             return self.parse_args(list(arguments))
         return self.parse_intermixed_args(list(arguments))
@@ -81,7 +81,7 @@ def parse(command: str, description: str, kinds: Sequence[type], arguments: Sequ
     except (ValueError, ImportError, OSError) as error:  # what transformers says about values that cannot be
         raise ConfigError(str(error)) from error
     if unknown:
-        raise ConfigError(_no_option(unknown[0], [f"--{name}" for name in options]))
+        raise no_option(unknown[0], [f"--{name}" for name in options])
     return tuple(made[: len(kinds)])
 
 
@@ -121,7 +121,7 @@ def _from_file(parser: HfArgumentParser, path: Path, options: Mapping[str, Actio
     flags: list[str] = []
     for name, (text, value) in _read_yaml(path).items():
         if name not in options:
-            raise ConfigError(f"--config {path}: {_no_option(name, options)}")
+            raise ConfigError(f"--config {path}: {no_option(name, options)}")
         if isinstance(text, str) and text not in _NOTHING:
             flags.append(f"--{name}={text}")
         elif isinstance(text, list) and options[name].nargs == "+":
@@ -147,11 +147,6 @@ def _read_yaml(path: Path) -> dict[str, tuple[Any, Any]]:
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path} holds no `option: value` lines.")
     return {name: (text, value) for (name, text), value in zip(texts.items(), values.values(), strict=True)}
-
-
-def _no_option(name: str, known: Sequence[str] | Mapping[str, Action]) -> str:
-    near = get_close_matches(name.split("=")[0], known, n=1)
-    return f"There is no option '{name}'." + (f" Did you mean '{near[0]}'?" if near else "")
 
 
 def show(line: str) -> None:

@@ -11,8 +11,8 @@ from qskd.losses.presets import PRESETS, MethodSettings, option_names, options_o
 
 
 def no_option(name: str, known: Iterable[str]) -> ConfigError:
-    """The error for a keyword that does not exist."""
-    near = get_close_matches(name, list(known), n=1)
+    """The error for a keyword or a flag (also one with its value, ``--name=value``) that does not exist."""
+    near = get_close_matches(name.split("=")[0], list(known), n=1)
     return ConfigError(f"There is no option '{name}'." + (f" Did you mean '{near[0]}'?" if near else ""))
 
 
